@@ -1,0 +1,1 @@
+//! KV-cache-aware routing: events, prefix index, active load, selection.

@@ -1,0 +1,1 @@
+//! A simulated engine: the scheduler with a clock for an executor.

@@ -1,0 +1,1 @@
+//! Continuous batching as a state machine: queues, chunked prefill, preemption, block tables.

@@ -1,0 +1,1 @@
+//! Chat templates, tokenizers, incremental detokenizing, stop conditions.

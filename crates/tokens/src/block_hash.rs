@@ -1,0 +1,174 @@
+//! Local and sequence hashes: XXH3-64 with an explicit seed over little-endian bytes.
+
+use std::num::NonZeroU32;
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::TokenId;
+
+/// The seed of every chain, and of local hashes without adapter or salt.
+const CHAIN_SEED: u64 = 1337;
+/// The seed under which an adapter's name is hashed.
+const LORA_NAME_SEED: u64 = 0;
+/// The seed under which a cache salt is hashed.
+const CACHE_SALT_SEED: u64 = 1;
+
+/// Tokens per block, at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BlockSize(NonZeroU32);
+
+impl BlockSize {
+    /// `None` for zero.
+    pub const fn new(tokens: u32) -> Option<Self> {
+        match NonZeroU32::new(tokens) {
+            Some(tokens) => Some(Self(tokens)),
+            None => None,
+        }
+    }
+
+    /// Tokens per block.
+    pub const fn get(self) -> usize {
+        self.0.get() as usize
+    }
+
+    /// Blocks needed to hold `tokens`, the last one perhaps in part.
+    pub const fn blocks_for(self, tokens: usize) -> usize {
+        tokens.div_ceil(self.get())
+    }
+}
+
+/// The hash of one block's own tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LocalBlockHash(pub u64);
+
+/// The hash of all tokens from the start of the sequence to the end of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SequenceHash(pub u64);
+
+/// The seed of local hashes: equal tokens under another adapter or salt are other blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HashSeed(u64);
+
+impl HashSeed {
+    /// Neither adapter nor salt.
+    pub const PLAIN: Self = Self(CHAIN_SEED);
+
+    /// The seed for an adapter's name and a cache salt; an empty string counts as absent.
+    pub fn new(lora_name: Option<&str>, cache_salt: Option<&str>) -> Self {
+        let part = |text: Option<&str>, seed| match text {
+            Some(text) if !text.is_empty() => xxh3_64_with_seed(text.as_bytes(), seed),
+            _ => 0,
+        };
+        Self(
+            CHAIN_SEED
+                .wrapping_add(part(lora_name, LORA_NAME_SEED))
+                .wrapping_add(part(cache_salt, CACHE_SALT_SEED)),
+        )
+    }
+}
+
+impl LocalBlockHash {
+    /// The hash of one whole block.
+    pub fn of(tokens: &[TokenId], seed: HashSeed) -> Self {
+        // Engines hash the little-endian bytes of the tokens; a block is small, so a stack buffer serves.
+        const ON_STACK: usize = 256;
+        if tokens.len() <= ON_STACK {
+            let mut bytes = [0u8; ON_STACK * 4];
+            for (slot, token) in bytes.chunks_exact_mut(4).zip(tokens) {
+                slot.copy_from_slice(&token.to_le_bytes());
+            }
+            Self(xxh3_64_with_seed(&bytes[..tokens.len() * 4], seed.0))
+        } else {
+            let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+            Self(xxh3_64_with_seed(&bytes, seed.0))
+        }
+    }
+}
+
+impl SequenceHash {
+    /// The hash of a sequence's first block: its local hash as it is.
+    pub const fn first(local: LocalBlockHash) -> Self {
+        Self(local.0)
+    }
+
+    /// The hash of the sequence that ends with `self` and goes on with `local`.
+    pub fn then(self, local: LocalBlockHash) -> Self {
+        let mut bytes = [0u8; 16];
+        bytes[..8].copy_from_slice(&self.0.to_le_bytes());
+        bytes[8..].copy_from_slice(&local.0.to_le_bytes());
+        Self(xxh3_64_with_seed(&bytes, CHAIN_SEED))
+    }
+
+    /// `parent` followed by `local`, or the first block where there is no parent.
+    pub fn chain(parent: Option<Self>, local: LocalBlockHash) -> Self {
+        match parent {
+            Some(parent) => parent.then(local),
+            None => Self::first(local),
+        }
+    }
+}
+
+/// Replaces `out` by the local hashes of all whole blocks of `tokens`.
+pub fn local_block_hashes(
+    tokens: &[TokenId],
+    block_size: BlockSize,
+    seed: HashSeed,
+    out: &mut Vec<LocalBlockHash>,
+) {
+    out.clear();
+    out.extend(tokens.chunks_exact(block_size.get()).map(|block| LocalBlockHash::of(block, seed)));
+}
+
+/// Replaces `out` by the sequence hashes of a chain of local hashes that starts at the first block.
+pub fn sequence_hashes(local: &[LocalBlockHash], out: &mut Vec<SequenceHash>) {
+    out.clear();
+    let mut parent = None;
+    out.extend(local.iter().map(|&hash| {
+        let sequence = SequenceHash::chain(parent, hash);
+        parent = Some(sequence);
+        sequence
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FOUR: BlockSize = BlockSize::new(4).unwrap();
+
+    #[test]
+    fn known_answers() {
+        let (mut local, mut sequence) = (Vec::new(), Vec::new());
+        let tokens: Vec<TokenId> = (1..=14).collect();
+        local_block_hashes(&tokens, FOUR, HashSeed::PLAIN, &mut local);
+        sequence_hashes(&local, &mut sequence);
+        assert_eq!(
+            local.iter().map(|hash| hash.0).collect::<Vec<_>>(),
+            [14643705804678351452, 16777012769546811212, 483935686894639516]
+        );
+        assert_eq!(
+            sequence.iter().map(|hash| hash.0).collect::<Vec<_>>(),
+            [14643705804678351452, 4945711292740353085, 12583592247330656132]
+        );
+    }
+
+    #[test]
+    fn an_empty_adapter_or_salt_is_no_adapter_or_salt() {
+        assert_eq!(HashSeed::new(None, None), HashSeed::PLAIN);
+        assert_eq!(HashSeed::new(Some(""), Some("")), HashSeed::PLAIN);
+        let lora = HashSeed::new(Some("a"), None);
+        let salt = HashSeed::new(None, Some("a"));
+        assert!(lora != salt && lora != HashSeed::PLAIN && salt != HashSeed::PLAIN);
+    }
+
+    #[test]
+    fn long_blocks_hash_like_short_ones() {
+        let tokens: Vec<TokenId> = (0..1000).collect();
+        let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+        assert_eq!(LocalBlockHash::of(&tokens, HashSeed::PLAIN).0, xxh3_64_with_seed(&bytes, 1337));
+    }
+}

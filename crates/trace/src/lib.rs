@@ -1,0 +1,1 @@
+//! Trace tools and the load generator.

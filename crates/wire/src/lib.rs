@@ -1,0 +1,1 @@
+//! The protocol of the request plane: frames, streams, credits, timers.

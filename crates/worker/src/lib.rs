@@ -1,0 +1,1 @@
+//! A worker process: engine, endpoints, KV publishers and engine routes.
