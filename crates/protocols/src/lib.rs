@@ -1,8 +1,7 @@
 //! Public wire types: OpenAI requests, responses, stream chunks and errors.
+//!
+//! Bytes in, typed and validated values out, and back. Nothing here knows sockets, models or clocks.
 
-/// One message of a conversation.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-pub struct ChatMessage {
-    /// Who speaks.
-    pub role: String,
-}
+mod message;
+
+pub use message::{ChatMessage, ContentPart, FunctionCall, MediaUrl, MessageContent, ToolCall};
