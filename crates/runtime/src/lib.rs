@@ -1,1 +1,15 @@
 //! The distributed runtime: task scopes, discovery, request and event planes, health, metrics, logging.
+//!
+//! A library is a guest: nothing here installs a signal handler, a panic hook, a logger or a tokio runtime, and there are
+//! no process-wide statics, so that a process may hold as many runtimes as it likes. No LLM type is known here.
+
+pub mod discovery;
+pub mod identity;
+pub mod scope;
+
+pub use discovery::{
+    Change, EndpointRecord, EventChannelRecord, EventScope, ModelRecord, Query, Record, RecordKey,
+    RecordState,
+};
+pub use identity::{EndpointId, Epoch, Incarnation, WorkerId};
+pub use scope::TaskScope;
