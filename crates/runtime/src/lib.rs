@@ -3,8 +3,11 @@
 //! A library is a guest: nothing here installs a signal handler, a panic hook, a logger or a tokio runtime, and there are
 //! no process-wide statics, so that a process may hold as many runtimes as it likes. No LLM type is known here.
 
+pub mod config;
 pub mod discovery;
 pub mod identity;
+pub mod logging;
+pub mod metrics;
 pub mod scope;
 
 pub use discovery::{
