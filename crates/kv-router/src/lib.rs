@@ -1,1 +1,32 @@
-//! KV-cache-aware routing: events, prefix index, active load, selection.
+//! KV-cache-aware routing: who holds how much of a prompt, who is how busy, and who should serve it.
+//!
+//! A [`KvIndex`] is fed with the workers' events and answers which rank of which worker holds how many leading blocks
+//! of a prompt. A [`KvScheduler`] counts what runs where, and chooses. An [`EventOrder`] per rank finds out whether
+//! events were lost, and how to get them back from the [`LocalIndexer`] beside the engine.
+//!
+//! Nothing here does I/O, spawns, sleeps or asks for the time: events and instants go in, decisions come out. Who
+//! shares a [`KvIndex`] between threads puts it under a lock for many readers, and a [`KvScheduler`] under a mutex;
+//! they share no state but slots, which carry a generation, so that an answer from before a removal harms nobody.
+
+mod active;
+mod config;
+mod event_order;
+mod index;
+mod local_indexer;
+mod scheduler;
+mod select;
+mod slot;
+
+pub use active::{ActiveSequences, NewRequest, PotentialLoads, ReservationId, SlotLoad, TooManyActive};
+pub use config::{ConfigError, KvRouterConfig};
+pub use event_order::{
+    DropReason, EventOrder, MAX_HELD_EVENTS, Observed, Recovered, RecoveryPolicy, RecoveryRequest,
+};
+pub use index::{
+    ApplyError, EventCounters, EventKind, EventStatus, IndexCounts, IndexError, KvIndex, Match, MatchBuffer,
+    PrefixIndex, RadixTree, WorkerSlot,
+};
+pub use local_indexer::{KvQuery, KvQueryAnswer, LOCAL_EVENT_BUFFER, LocalIndexer};
+pub use scheduler::{KvScheduler, PotentialLoad, Reservation, ScheduleError, ScheduleRequest};
+pub use select::{Candidate, SelectConfig, SelectError, SelectRequest, SelectScratch, Selection, select};
+pub use slot::{AddWorkerError, MAX_RANKS_PER_WORKER, Slot, WorkerId, WorkerRank};

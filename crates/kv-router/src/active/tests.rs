@@ -1,0 +1,175 @@
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const EXPIRY: Duration = Duration::from_secs(300);
+
+fn tracker() -> ActiveSequences {
+    ActiveSequences::new(BlockSize::new(4).unwrap(), EXPIRY, 100)
+}
+
+fn slot(index: u32) -> Slot {
+    Slot::new(index, 0)
+}
+
+fn hashes(range: std::ops::Range<u64>) -> Vec<SequenceHash> {
+    range.map(SequenceHash).collect()
+}
+
+fn request<'a>(slot: Slot, prompt_blocks: &'a [SequenceHash]) -> NewRequest<'a> {
+    NewRequest {
+        slot,
+        prompt_blocks,
+        private_blocks: 0,
+        isl_tokens: prompt_blocks.len() * 4 + 2,
+        overlap_blocks: 0,
+        expected_output_tokens: None,
+    }
+}
+
+fn assert_zero(tracker: &ActiveSequences) {
+    for index in 0..4 {
+        assert_eq!(tracker.load(slot(index)), SlotLoad::default());
+    }
+    assert_eq!((tracker.len(), tracker.tracked_blocks()), (0, 0));
+    assert!(tracker.is_empty());
+}
+
+#[test]
+fn common_blocks_count_once_a_slot_and_prefill_until_the_first_token() {
+    let (mut tracker, now) = (tracker(), Instant::now());
+    let blocks = hashes(0..10);
+    let first =
+        tracker.add_request(&NewRequest { overlap_blocks: 3, ..request(slot(0), &blocks) }, now).unwrap();
+    let second = tracker.add_request(&request(slot(0), &blocks[..6]), now).unwrap();
+    let other = tracker.add_request(&request(slot(1), &blocks[..2]), now).unwrap();
+    let expected = SlotLoad { prefill_tokens: 30 + 26, decode_blocks: 10.0, requests: 2 };
+    assert_eq!(tracker.load(slot(0)), expected);
+    tracker.mark_prefill_completed(first, now);
+    tracker.mark_prefill_completed(first, now);
+    assert_eq!(tracker.load(slot(0)).prefill_tokens, 26);
+    assert!(tracker.free(first));
+    assert!(!tracker.free(first), "freed once");
+    assert_eq!(tracker.load(slot(0)), SlotLoad { prefill_tokens: 26, decode_blocks: 6.0, requests: 1 });
+    tracker.free(second);
+    tracker.free(other);
+    assert_zero(&tracker);
+}
+
+#[test]
+fn potential_adds_what_each_slot_does_not_have_yet() {
+    let (mut tracker, now) = (tracker(), Instant::now());
+    let blocks = hashes(0..10);
+    tracker.add_request(&request(slot(0), &blocks[..6]), now).unwrap();
+    tracker.add_request(&request(slot(2), &hashes(50..53)), now).unwrap();
+    let mut loads = PotentialLoads::default();
+    tracker.potential(&blocks, 0, 4, &mut loads);
+    let decode: Vec<_> = (0..4).map(|index| loads.get(slot(index)).unwrap().decode_blocks).collect();
+    assert_eq!(decode, [10.0, 10.0, 13.0, 10.0]);
+    assert_eq!(loads.get(slot(0)).unwrap().prefill_tokens, 26);
+    tracker.potential(&[], 5, 1, &mut loads);
+    assert_eq!(loads.get(slot(2)).unwrap().decode_blocks, 8.0);
+}
+
+#[test]
+fn answer_blocks_weigh_less_as_the_expected_end_comes_near() {
+    let (mut tracker, now) = (tracker(), Instant::now());
+    let blocks = hashes(0..2);
+    let plain = tracker.add_request(&request(slot(0), &blocks), now).unwrap();
+    let expecting = NewRequest { expected_output_tokens: Some(16), ..request(slot(1), &blocks) };
+    let expecting = tracker.add_request(&expecting, now).unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..5 {
+        tracker.add_output_block(plain, now);
+        tracker.add_output_block(expecting, now);
+        seen.push((tracker.load(slot(0)).decode_blocks, tracker.load(slot(1)).decode_blocks));
+    }
+    assert_eq!(seen, [(3.0, 2.75), (4.0, 3.0), (5.0, 2.75), (6.0, 2.0), (7.0, 2.0)]);
+    tracker.free(plain);
+    tracker.free(expecting);
+    assert_zero(&tracker);
+}
+
+#[test]
+fn silent_requests_expire_and_living_ones_do_not() {
+    let (mut tracker, start) = (tracker(), Instant::now());
+    let blocks = hashes(0..3);
+    let silent = tracker.add_request(&request(slot(0), &blocks), start).unwrap();
+    let living = tracker.add_request(&request(slot(1), &blocks), start).unwrap();
+    tracker.touch(living, start + Duration::from_secs(200));
+    assert_eq!(tracker.expire(start + EXPIRY - Duration::from_secs(1)), 0);
+    assert_eq!(tracker.expire(start + EXPIRY), 1);
+    assert!(!tracker.free(silent));
+    assert_eq!(tracker.load(slot(1)).requests, 1);
+    assert_eq!(tracker.expire(start + Duration::from_secs(499)), 0);
+    assert_eq!(tracker.expire(start + Duration::from_secs(500)), 1);
+    assert_zero(&tracker);
+}
+
+#[test]
+fn a_lost_worker_takes_its_requests_along() {
+    let (mut tracker, now) = (tracker(), Instant::now());
+    let blocks = hashes(0..3);
+    let lost = tracker.add_request(&request(slot(0), &blocks), now).unwrap();
+    tracker.add_request(&request(slot(0), &blocks), now).unwrap();
+    let kept = tracker.add_request(&request(slot(1), &blocks), now).unwrap();
+    assert_eq!(tracker.clear_slot(slot(0)), 2);
+    let newer = tracker.add_request(&request(slot(2), &blocks), now).unwrap();
+    assert!(!tracker.free(lost), "an id is not used again");
+    assert_eq!(tracker.len(), 2);
+    tracker.free(kept);
+    tracker.free(newer);
+    assert_zero(&tracker);
+}
+
+#[test]
+fn the_limit_refuses_and_ended_requests_leave_no_trace() {
+    let (mut tracker, now) = (tracker(), Instant::now());
+    for _ in 0..1000 {
+        let id = tracker.add_request(&request(slot(0), &hashes(0..3)), now).unwrap();
+        let other = tracker.add_request(&request(slot(0), &hashes(0..3)), now).unwrap();
+        tracker.free(id);
+        if tracker.len() == 100 {
+            assert_eq!(tracker.add_request(&request(slot(0), &[]), now), Err(TooManyActive(100)));
+            tracker.free(other);
+            assert!(tracker.checks.len() <= 2 * 100 + 66, "{}", tracker.checks.len());
+        }
+        if tracker.len() == 99 {
+            tracker.free(other);
+        }
+    }
+    tracker.clear_slot(slot(0));
+    assert_zero(&tracker);
+}
+
+proptest! {
+    #[test]
+    fn every_history_ends_at_zero(
+        steps in prop::collection::vec((0..5u8, 0..4u32, 0..6u64, any::<prop::sample::Index>()), 1..120),
+    ) {
+        let (mut tracker, start) = (tracker(), Instant::now());
+        let mut ids = Vec::new();
+        for (at, (kind, index, len, which)) in steps.into_iter().enumerate() {
+            let now = start + Duration::from_secs(at as u64 * 10);
+            if kind == 0 || ids.is_empty() {
+                let blocks = hashes(0..len);
+                let new = NewRequest { private_blocks: index, ..request(slot(index), &blocks) };
+                ids.extend(tracker.add_request(&new, now));
+                continue;
+            }
+            let id = *which.get(&ids);
+            match kind {
+                1 => tracker.mark_prefill_completed(id, now),
+                2 => tracker.add_output_block(id, now),
+                3 => _ = tracker.free(id),
+                _ => _ = tracker.expire(now),
+            }
+        }
+        for id in ids {
+            tracker.free(id);
+        }
+        assert_zero(&tracker);
+    }
+}

@@ -1,0 +1,123 @@
+//! Which worker holds how much of a prompt: the contract of an index, and what implements it.
+
+mod holders;
+mod kv_index;
+mod names;
+mod nodes;
+mod radix_tree;
+#[cfg(test)]
+mod reference_model;
+
+use dynamo_engine_api::KvCacheEventData;
+use dynamo_tokens::LocalBlockHash;
+pub use kv_index::{EventCounters, EventKind, EventStatus, IndexError, KvIndex, WorkerSlot};
+pub use radix_tree::RadixTree;
+
+use crate::Slot;
+
+/// An exact index of the blocks that slots hold.
+///
+/// A slot gives each of its blocks a name, the engine's external hash. A name stands for the place at which it was
+/// stored: the path of local hashes from the start of a sequence. Storing a name again at another place moves it. A
+/// slot holds a place while at least one of its names stands for it.
+///
+/// Writers need `&mut`, readers `&`: whoever shares an index puts it under a lock; an index that readers may use
+/// beside a writer is a cheap handle on shared state, and needs none.
+pub trait PrefixIndex: Send + Sync {
+    /// Applies one event of a slot. After [`ApplyError::BlockNotFound`] the known blocks of the event are gone all the
+    /// same; after [`ApplyError::Full`] those before the first that found no room are stored; after the other errors nothing
+    /// has changed.
+    fn apply(&mut self, slot: Slot, event: &KvCacheEventData) -> Result<(), ApplyError>;
+    /// Forgets all blocks of a slot; a slot that is not known is nothing to forget.
+    fn clear(&mut self, slot: Slot);
+    /// Replaces `out` by the slots that hold the first block of `local`, each with the length of its leading run.
+    fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer);
+    /// Events that, applied in order to an empty slot, give what `slot` has.
+    fn dump(&self, slot: Slot) -> Vec<KvCacheEventData>;
+    /// Blocks that a slot holds.
+    fn held_blocks(&self, slot: Slot) -> u32;
+    /// How large the index is.
+    fn counts(&self) -> IndexCounts;
+}
+
+/// Why an event did not apply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// A stored event names a parent that the slot does not hold: an event was lost, ask for a range or a dump.
+    #[error("the parent block is not known: an event was lost")]
+    ParentBlockNotFound,
+    /// A removed event names a block that the slot does not hold.
+    #[error("a removed block is not known: an event was lost")]
+    BlockNotFound,
+    /// A block is its own parent.
+    #[error("a block is its own parent: the publisher is broken")]
+    InvalidBlock,
+    /// The index cannot number more blocks.
+    #[error("the index is full: shard the deployment")]
+    Full,
+}
+
+/// The size of an index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IndexCounts {
+    /// Pairs of slot and held block.
+    pub blocks: usize,
+    /// Different blocks, those included that nobody holds but that lead to others.
+    pub nodes: usize,
+    /// Bytes on the heap, allocator overhead apart.
+    pub bytes: usize,
+}
+
+/// The leading run of a query that a slot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Match {
+    /// Who.
+    pub slot: Slot,
+    /// Blocks in device memory, from the first block of the query on; at least one.
+    pub device_blocks: u32,
+}
+
+/// The answer to a query; keep it and use it again, then a query allocates nothing.
+#[derive(Clone, Debug, Default)]
+pub struct MatchBuffer {
+    pub(crate) matches: Vec<Match>,
+    /// By slot index: blocks that the slot held at the time.
+    pub(crate) held_blocks: Vec<u32>,
+    /// Scratch: slot indices that hold all blocks so far.
+    active: Vec<u32>,
+}
+
+impl MatchBuffer {
+    /// An empty answer: nobody holds anything.
+    pub fn clear(&mut self) {
+        self.matches.clear();
+        self.held_blocks.clear();
+        self.active.clear();
+    }
+
+    /// The slots with at least one block, in no order.
+    pub fn matches(&self) -> &[Match] {
+        &self.matches
+    }
+
+    /// Adds a slot's run, for indexes outside of this crate.
+    pub fn push(&mut self, found: Match) {
+        self.matches.push(found);
+    }
+
+    /// Says how many blocks each slot holds, by slot index, for indexes outside of this crate.
+    pub fn set_held_blocks(&mut self, by_slot_index: impl Iterator<Item = u32>) {
+        self.held_blocks.clear();
+        self.held_blocks.extend(by_slot_index);
+    }
+
+    /// The length of a slot's leading run.
+    pub fn device_blocks(&self, slot: Slot) -> u32 {
+        self.matches.iter().find(|found| found.slot == slot).map_or(0, |found| found.device_blocks)
+    }
+
+    /// Blocks that a slot held in all when the query was answered.
+    pub fn held_blocks(&self, slot: Slot) -> u32 {
+        self.held_blocks.get(slot.index()).copied().unwrap_or(0)
+    }
+}
