@@ -11,8 +11,8 @@ pub mod metrics;
 pub mod scope;
 
 pub use discovery::{
-    Change, EndpointRecord, EventChannelRecord, EventScope, ModelRecord, Query, Record, RecordKey,
-    RecordState,
+    Change, Discovery, DiscoveryConfig, DiscoveryError, EndpointRecord, EventChannelRecord, EventScope,
+    MemStore, ModelRecord, Query, Record, RecordKey, RecordState, Registration, Watch,
 };
 pub use identity::{EndpointId, Epoch, Incarnation, WorkerId};
 pub use scope::TaskScope;
