@@ -8,11 +8,15 @@ pub mod discovery;
 pub mod identity;
 pub mod logging;
 pub mod metrics;
+pub mod runtime;
 pub mod scope;
+pub mod shutdown;
 
 pub use discovery::{
     Change, Discovery, DiscoveryConfig, DiscoveryError, EndpointRecord, EventChannelRecord, EventScope,
     MemStore, ModelRecord, Query, Record, RecordKey, RecordState, Registration, Watch,
 };
 pub use identity::{EndpointId, Epoch, Incarnation, WorkerId};
+pub use runtime::{Runtime, WorkGuard};
 pub use scope::TaskScope;
+pub use shutdown::{Phase, ShutdownLimits, ShutdownReason};
