@@ -3,6 +3,7 @@
 mod holders;
 mod kv_index;
 mod names;
+mod node_table;
 mod nodes;
 mod radix_tree;
 #[cfg(test)]

@@ -2,12 +2,12 @@
 
 use dynamo_engine_api::{ExternalBlockHash, KvCacheEventData, StoredBlock};
 use dynamo_tokens::LocalBlockHash;
-use hashbrown::HashTable;
 
 use super::{
     ApplyError, IndexCounts, Match, MatchBuffer, PrefixIndex,
     holders::{Change, EMPTY, HolderSets, NO_SET, SetId, mix},
     names::{Aliases, Left},
+    node_table::NodeTable,
     nodes::{NodeId, Nodes, ROOT},
 };
 use crate::Slot;
@@ -24,9 +24,9 @@ pub struct RadixTree {
     nodes: Nodes,
     sets: HolderSets,
     /// Children that do not lie right behind their parent, by (parent, local hash).
-    children: HashTable<NodeId>,
+    children: NodeTable,
     /// Nodes with holders, by their own name.
-    names: HashTable<NodeId>,
+    names: NodeTable,
     /// Nodes in `names` beyond the first of their name.
     doubled_names: usize,
     aliases: Aliases,
@@ -40,6 +40,9 @@ struct Held {
     slot: Slot,
     blocks: u32,
 }
+
+/// Names looked up ahead of their use: more than a core has misses under way at once does not help.
+const AHEAD: usize = 16;
 
 fn child_hash(parent: NodeId, local: u64) -> u64 {
     mix(local ^ u64::from(parent).wrapping_mul(0xD6E8_FEB8_6659_FD93))
@@ -57,8 +60,8 @@ impl RadixTree {
         Self {
             nodes: Nodes::new(),
             sets: HolderSets::new(),
-            children: HashTable::new(),
-            names: HashTable::new(),
+            children: NodeTable::new(),
+            names: NodeTable::new(),
             doubled_names: 0,
             aliases: Aliases::default(),
             slots: Vec::new(),
@@ -68,29 +71,34 @@ impl RadixTree {
 
     fn child(&self, parent: NodeId, local: u64) -> Option<NodeId> {
         self.nodes.child_behind(parent, local).or_else(|| {
-            let is_it = |&id: &NodeId| self.nodes.local(id) == local && self.nodes.parent(id) == parent;
-            self.children.find(child_hash(parent, local), is_it).copied()
+            let is_it = |id| self.nodes.local(id) == local && self.nodes.parent(id) == parent;
+            self.children.find(child_hash(parent, local), is_it)
         })
     }
 
     /// The node that a slot calls `ext`.
     fn named(&self, slot: u32, ext: u64) -> Option<NodeId> {
-        let is_it = |&id: &NodeId| {
+        let is_it = |id| {
             self.nodes.ext(id) == ext
                 && self.sets.contains(self.nodes.set(id), slot)
                 && self.aliases.uses_own(id, slot)
         };
-        let own = self.names.find(mix(ext), is_it).copied();
+        let own = self.names.find(mix(ext), is_it);
         if own.is_none() && !self.aliases.is_empty() { self.aliases.node(slot, ext) } else { own }
+    }
+
+    /// Looks names up for nothing but the cache: the look-ups that follow depend on one another, these do not, so that
+    /// their misses overlap.
+    fn warm(&self, names: impl Iterator<Item = u64>) {
+        for name in names {
+            std::hint::black_box(self.names.find(mix(name), |id| self.nodes.ext(id) == name));
+        }
     }
 
     fn create(&mut self, parent: NodeId, local: u64, ext: u64) -> Result<NodeId, ApplyError> {
         let id = self.nodes.create(parent, local, ext).ok_or(ApplyError::Full)?;
         if !Nodes::is_behind(parent, id) {
-            let nodes = &self.nodes;
-            self.children.insert_unique(child_hash(parent, local), id, |&id| {
-                child_hash(nodes.parent(id), nodes.local(id))
-            });
+            self.children.insert(child_hash(parent, local), id);
         }
         Ok(id)
     }
@@ -100,40 +108,32 @@ impl RadixTree {
         while id != ROOT && self.nodes.set(id) == EMPTY && self.nodes.children(id) == 0 {
             let parent = self.nodes.parent(id);
             if !Nodes::is_behind(parent, id) {
-                let hash = child_hash(parent, self.nodes.local(id));
-                if let Ok(entry) = self.children.find_entry(hash, |&other| other == id) {
-                    entry.remove();
-                }
+                self.children.remove(child_hash(parent, self.nodes.local(id)), id);
             }
             id = self.nodes.remove(id);
         }
     }
 
     fn give_back(&mut self) {
-        let nodes = &self.nodes;
-        shrink_if_sparse(&mut self.names, |&id| mix(nodes.ext(id)));
-        shrink_if_sparse(&mut self.children, |&id| child_hash(nodes.parent(id), nodes.local(id)));
+        self.names.shrink_if_sparse();
+        self.children.shrink_if_sparse();
     }
 
     /// Lists a node that just got its first holder.
     fn list_name(&mut self, id: NodeId, ext: u64) {
         self.nodes.put_ext(id, ext);
-        let nodes = &self.nodes;
-        let hash = mix(ext);
-        if self.names.find(hash, |&other| nodes.ext(other) == ext).is_some() {
+        if self.names.find(mix(ext), |other| self.nodes.ext(other) == ext).is_some() {
             self.doubled_names += 1;
         }
-        self.names.insert_unique(hash, id, |&id| mix(nodes.ext(id)));
+        self.names.insert(mix(ext), id);
     }
 
     /// Takes a node that lost its last holder off the list.
     fn unlist_name(&mut self, id: NodeId) {
-        let nodes = &self.nodes;
-        let ext = nodes.ext(id);
-        if let Ok(entry) = self.names.find_entry(mix(ext), |&other| other == id) {
-            entry.remove();
-        }
-        if self.doubled_names > 0 && self.names.find(mix(ext), |&other| nodes.ext(other) == ext).is_some() {
+        let ext = self.nodes.ext(id);
+        self.names.remove(mix(ext), id);
+        if self.doubled_names > 0 && self.names.find(mix(ext), |other| self.nodes.ext(other) == ext).is_some()
+        {
             self.doubled_names -= 1;
         }
     }
@@ -196,9 +196,14 @@ impl RadixTree {
             Some(parent) => self.named(slot, parent.0).ok_or(ApplyError::ParentBlockNotFound)?,
             None => ROOT,
         };
-        for block in blocks {
+        let (mut at_is_new, mut warmed) = (false, 0);
+        for (number, block) in blocks.iter().enumerate() {
             let (ext, local) = (block.block_hash.0, block.tokens_hash.0);
-            let known = self.child(at, local);
+            let known = if at_is_new { None } else { self.child(at, local) };
+            if known.is_none() && number >= warmed {
+                self.warm(blocks[number..].iter().take(AHEAD).map(|block| block.block_hash.0));
+                warmed = number + AHEAD;
+            }
             let old = match known {
                 // No other node has this name: it stands for this one, or for nothing.
                 Some(id) if self.is_only_node_of(id, ext) => {
@@ -206,6 +211,7 @@ impl RadixTree {
                 }
                 _ => self.named(slot, ext),
             };
+            at_is_new = known.is_none();
             let id = match known {
                 Some(id) => id,
                 None => self.create(at, local, ext)?,
@@ -251,7 +257,10 @@ impl RadixTree {
         change: &mut Change,
     ) -> Result<(), ApplyError> {
         let mut result = Ok(());
-        for hash in hashes {
+        for (number, hash) in hashes.iter().enumerate() {
+            if number % AHEAD == 0 {
+                self.warm(hashes[number..].iter().take(AHEAD).map(|hash| hash.0));
+            }
             match self.named(slot, hash.0) {
                 Some(id) => self.remove_name(slot, id, hash.0, change),
                 None => result = Err(ApplyError::BlockNotFound),
@@ -385,8 +394,8 @@ impl PrefixIndex for RadixTree {
             nodes: self.nodes.live(),
             bytes: self.nodes.bytes()
                 + self.sets.bytes()
-                + self.children.allocation_size()
-                + self.names.allocation_size()
+                + self.children.bytes()
+                + self.names.bytes()
                 + self.aliases.bytes()
                 + self.slots.capacity() * size_of::<Held>(),
         }
@@ -404,13 +413,6 @@ fn keep_members(active: &mut Vec<u32>, members: &[u32], mut gone: impl FnMut(u32
         }
         stays
     });
-}
-
-/// Rebuilds a table that is less than an eighth full, so that removals return memory at a cost that their number pays.
-fn shrink_if_sparse(table: &mut HashTable<NodeId>, hash: impl Fn(&NodeId) -> u64) {
-    if table.capacity() > 1024 && table.len() * 8 < table.capacity() {
-        table.shrink_to(table.len() * 2, hash);
-    }
 }
 
 #[cfg(test)]
