@@ -1,0 +1,77 @@
+//! One request's way out.
+
+use dynamo_engine_api::{
+    CompletionUsage, EngineOutput, FinishReason, OutputSink, PromptTokensDetails, RequestKey, SinkState,
+    StopReason,
+};
+use dynamo_scheduler::{End, Progress, Usage, Verdict};
+use dynamo_tokens::TokenId;
+
+use crate::stop::StopRules;
+use crate::{TokenState, Vocabulary};
+
+/// What the simulator keeps with each request.
+pub(crate) struct Stream {
+    pub(crate) key: RequestKey,
+    pub(crate) sink: Box<dyn OutputSink>,
+    /// After all tokens that were sent.
+    pub(crate) state: TokenState,
+    pub(crate) stop: StopRules,
+    pub(crate) generated: usize,
+}
+
+impl Stream {
+    /// The token that comes next, and whether it ends the request.
+    pub(crate) fn next(&self, vocabulary: &Vocabulary, draw_end_tokens: bool) -> (TokenId, bool) {
+        let unwanted = if draw_end_tokens { &[] } else { self.stop.end_tokens() };
+        let token = self.state.next(vocabulary, unwanted);
+        (token, self.stop.check(token, self.generated + 1).is_some())
+    }
+
+    /// Sends what came out of a step. `output` is scratch space.
+    pub(crate) fn send(progress: Progress<'_, Self>, output: &mut EngineOutput) -> Verdict {
+        let stream = progress.payload;
+        stream.state = stream.state.after_all(progress.tokens);
+        stream.generated = progress.usage.generated_tokens;
+        output.token_ids.clear();
+        output.token_ids.extend_from_slice(progress.tokens);
+        if let Some(end) = progress.end {
+            (output.finish_reason, output.stop_reason) = stream.reason(end, progress.tokens);
+            output.completion_usage = Some(usage(progress.usage));
+        }
+        let state = stream.sink.push(output);
+        output.finish_reason = None;
+        output.stop_reason = None;
+        output.completion_usage = None;
+        match state {
+            SinkState::Open => Verdict::Continue,
+            SinkState::Closed => Verdict::Refuse,
+        }
+    }
+
+    fn reason(&self, end: End, tokens: &[TokenId]) -> (Option<FinishReason>, Option<StopReason>) {
+        let stopped_by = tokens.last().and_then(|&token| self.stop.check(token, self.generated));
+        match (end, stopped_by) {
+            (End::Stopped, Some((finish, stop))) => (Some(finish), stop),
+            (End::Stopped, None) => (Some(FinishReason::Stop), None),
+            (End::Length, _) => (Some(FinishReason::Length), None),
+            (End::Refused | End::DeadlineExceeded, _) => (Some(FinishReason::Cancelled), None),
+        }
+    }
+}
+
+/// Ends a request that was not served.
+pub(crate) fn refuse(sink: &mut dyn OutputSink, why: String) {
+    sink.push(&EngineOutput { finish_reason: Some(FinishReason::Error(why)), ..EngineOutput::default() });
+    sink.flush();
+}
+
+fn usage(usage: Usage) -> CompletionUsage {
+    let count = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
+    CompletionUsage {
+        prompt_tokens: count(usage.prompt_tokens),
+        completion_tokens: count(usage.generated_tokens),
+        total_tokens: count(usage.prompt_tokens + usage.generated_tokens),
+        prompt_tokens_details: Some(PromptTokensDetails { cached_tokens: count(usage.cached_tokens) }),
+    }
+}
