@@ -1,0 +1,133 @@
+//! From the public request to what a model is asked.
+
+use axum::http::HeaderMap;
+use dynamo_engine_api::SamplingOptions;
+use dynamo_llm::ChatRequest;
+use dynamo_protocols::ChatCompletionRequest;
+use serde_json::Value;
+
+/// Headers that name a worker, the newer first.
+const WORKER_HEADERS: [&str; 2] = ["x-dynamo-worker-instance-id", "x-worker-instance-id"];
+/// Headers that name a rank.
+const RANK_HEADERS: [&str; 4] =
+    ["x-dynamo-dp-rank", "x-dp-rank", "x-dynamo-data-parallel-rank", "x-data-parallel-rank"];
+
+/// Which worker and rank the headers name; what does not parse is passed over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RoutingHeaders {
+    pub(crate) worker_id: Option<u64>,
+    pub(crate) dp_rank: Option<u32>,
+}
+
+impl RoutingHeaders {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        Self { worker_id: number(headers, &WORKER_HEADERS), dp_rank: number(headers, &RANK_HEADERS) }
+    }
+
+    pub(crate) fn any(self) -> bool {
+        self != Self::default()
+    }
+}
+
+fn number<T: std::str::FromStr>(headers: &HeaderMap, names: &[&str]) -> Option<T> {
+    names.iter().find_map(|name| headers.get(*name)?.to_str().ok()?.trim().parse().ok())
+}
+
+/// What the model is asked; headers go over the body.
+pub(crate) fn chat_request(request: ChatCompletionRequest, headers: RoutingHeaders) -> ChatRequest {
+    let max_tokens = request.answer_limit();
+    let mut nvext = request.nvext.unwrap_or_default();
+    let worker_id = headers.worker_id.or_else(|| nvext.worker_id());
+    let mut sampling = SamplingOptions {
+        n: None,
+        best_of: None,
+        presence_penalty: request.presence_penalty,
+        frequency_penalty: request.frequency_penalty,
+        repetition_penalty: request.repetition_penalty,
+        temperature: request.temperature,
+        top_p: request.top_p,
+        // Zero is one of two ways to say "all".
+        top_k: request.top_k.map(|top_k| if top_k == 0 { -1 } else { top_k }),
+        min_p: request.min_p,
+        seed: request.seed,
+        include_stop_str_in_output: request.include_stop_str_in_output,
+    };
+    if nvext.greed_sampling == Some(true) {
+        sampling = SamplingOptions {
+            temperature: Some(0.0),
+            seed: sampling.seed,
+            include_stop_str_in_output: sampling.include_stop_str_in_output,
+            ..SamplingOptions::default()
+        };
+    }
+    let mut template_args = request.chat_template_args;
+    if let Some(effort) = request.reasoning_effort {
+        template_args.get_or_insert_default().entry("reasoning_effort").or_insert(Value::String(effort));
+    }
+    ChatRequest {
+        messages: request.messages,
+        tools: request.tools.map(Value::Array),
+        template_args,
+        add_generation_prompt: request.add_generation_prompt.unwrap_or(true),
+        stop: request.stop.map(|stop| stop.0).unwrap_or_default(),
+        include_stop_str_in_output: request.include_stop_str_in_output.unwrap_or(false),
+        stop_token_ids: request.stop_token_ids.unwrap_or_default(),
+        max_tokens,
+        min_tokens: request.min_tokens,
+        ignore_eos: request.ignore_eos.unwrap_or(false),
+        skip_special_tokens: request.skip_special_tokens,
+        sampling,
+        token_data: nvext.token_data.take(),
+        annotations: nvext.annotations.take().unwrap_or_default(),
+        worker_id,
+        dp_rank: headers.dp_rank.or(nvext.dp_rank),
+        expected_output_tokens: nvext.expected_output_tokens(),
+        cache_salt: request.cache_salt.or_else(|| nvext.cache_salt.take()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+    use dynamo_protocols::{UnknownFields, parse_chat_request};
+    use serde_json::json;
+
+    use super::*;
+
+    fn request(fields: Value) -> ChatCompletionRequest {
+        let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        parse_chat_request(&serde_json::to_vec(&body).unwrap(), UnknownFields::Refuse).unwrap()
+    }
+
+    #[test]
+    fn greedy_leaves_no_other_sampling() {
+        let asked =
+            request(json!({"temperature": 1.5, "top_p": 0.5, "top_k": 3, "presence_penalty": 1, "seed": 7,
+            "nvext": {"greed_sampling": true}}));
+        let sampling = chat_request(asked, RoutingHeaders::default()).sampling;
+        let greedy = SamplingOptions { temperature: Some(0.0), seed: Some(7), ..SamplingOptions::default() };
+        assert_eq!(sampling, greedy);
+    }
+
+    #[test]
+    fn headers_go_over_the_body() {
+        let body = json!({"nvext": {"backend_instance_id": 1, "dp_rank": 2}, "top_k": 0});
+        let plain = chat_request(request(body.clone()), RoutingHeaders::default());
+        assert_eq!((plain.worker_id, plain.dp_rank, plain.sampling.top_k), (Some(1), Some(2), Some(-1)));
+        let mut headers = HeaderMap::new();
+        headers.insert("x-worker-instance-id", HeaderValue::from_static("9"));
+        headers.insert("x-dp-rank", HeaderValue::from_static("many"));
+        let routed = chat_request(request(body), RoutingHeaders::of(&headers));
+        assert_eq!((routed.worker_id, routed.dp_rank), (Some(9), Some(2)));
+    }
+
+    #[test]
+    fn effort_is_a_template_argument_unless_there_is_one() {
+        let asked = chat_request(request(json!({"reasoning_effort": "low"})), RoutingHeaders::default());
+        assert_eq!(asked.template_args.unwrap()["reasoning_effort"], "low");
+        let both = json!({"reasoning_effort": "low", "chat_template_args": {"reasoning_effort": "high"}});
+        let asked = chat_request(request(both), RoutingHeaders::default());
+        assert_eq!(asked.template_args.unwrap()["reasoning_effort"], "high");
+    }
+}

@@ -1,0 +1,309 @@
+//! All families, made once and registered, and the handles of one model in them.
+
+use std::{collections::HashMap, sync::Arc};
+
+use dynamo_llm::{InstanceInfo, ModelInfo};
+use parking_lot::RwLock;
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
+};
+
+use super::{MetricsConfig, cards::CardGauges, tracker::RequestKind};
+
+/// The label of all requests for models that do not exist: names from outside must not become series.
+const UNKNOWN_MODEL: &str = "unknown";
+const CHAT_ENDPOINT: &str = "chat_completions";
+/// Models whose handles are kept. A cluster with more names shares a label for the rest.
+const MAX_MODELS: usize = 1024;
+/// Workers whose last latencies are kept; over it, new ones are left out until others left.
+const MAX_WORKERS: usize = 4096;
+
+/// The families.
+pub(crate) struct FrontendMetrics {
+    requests: IntCounterVec,
+    started: IntCounterVec,
+    cancellations: IntCounterVec,
+    rejections: IntCounterVec,
+    inflight: IntGaugeVec,
+    active: IntGaugeVec,
+    queued: IntGaugeVec,
+    duration: HistogramVec,
+    input_tokens: HistogramVec,
+    output_tokens: HistogramVec,
+    cached_tokens: HistogramVec,
+    output_tokens_total: IntCounterVec,
+    time_to_first_token: HistogramVec,
+    inter_token_latency: HistogramVec,
+    worker_time_to_first_token: GaugeVec,
+    worker_input_tokens: IntGaugeVec,
+    worker_inter_token_latency: GaugeVec,
+    bound_hits: IntCounterVec,
+    cards: CardGauges,
+    pub(crate) disconnected: IntGauge,
+    models: RwLock<HashMap<String, Arc<ModelMetrics>>>,
+    workers: RwLock<HashMap<(u64, u32), Arc<WorkerMetrics>>>,
+}
+
+/// One model's handles.
+pub(crate) struct ModelMetrics {
+    pub(super) inflight: IntGauge,
+    pub(super) active: IntGauge,
+    pub(super) queued: IntGauge,
+    pub(super) duration: Histogram,
+    pub(super) input_tokens: Histogram,
+    pub(super) output_tokens: Histogram,
+    pub(super) cached_tokens: Histogram,
+    pub(super) output_tokens_total: IntCounter,
+    pub(super) time_to_first_token: Histogram,
+    pub(super) inter_token_latency: Histogram,
+    pub(super) rejections: IntCounter,
+    kinds: [KindMetrics; 2],
+}
+
+/// One model's handles for one kind of request.
+pub(super) struct KindMetrics {
+    pub(super) started: IntCounter,
+    pub(super) succeeded: IntCounter,
+    pub(super) failed: IntCounter,
+    pub(super) cancelled: IntCounter,
+}
+
+/// What one rank of a worker did last.
+pub(crate) struct WorkerMetrics {
+    pub(super) time_to_first_token: Gauge,
+    pub(super) input_tokens: IntGauge,
+    pub(super) inter_token_latency: Gauge,
+}
+
+impl ModelMetrics {
+    pub(super) fn kind(&self, kind: RequestKind) -> &KindMetrics {
+        &self.kinds[kind as usize]
+    }
+}
+
+impl FrontendMetrics {
+    /// Makes the families and registers them. Fails if a registry has them already.
+    pub(crate) fn new(config: &MetricsConfig, registry: &Registry) -> Result<Self, prometheus::Error> {
+        let make = Maker { prefix: &config.prefix, registry };
+        let by_request = ["model", "endpoint", "request_type"];
+        let worker = ["worker_id", "dp_rank", "worker_type"];
+        Ok(Self {
+            requests: make.counters(
+                "requests_total",
+                "Requests that ended",
+                &["model", "endpoint", "request_type", "status"],
+            )?,
+            started: make.counters("requests_started_total", "Requests that began", &by_request)?,
+            cancellations: make.counters(
+                "model_cancellation_total",
+                "Requests that were cancelled",
+                &by_request,
+            )?,
+            rejections: make.counters(
+                "model_rejection_total",
+                "Requests refused because all workers were busy",
+                &["model", "endpoint"],
+            )?,
+            inflight: make.gauges("inflight_requests", "Requests being served", &["model"])?,
+            active: make.gauges("active_requests", "Requests being served", &["model"])?,
+            queued: make.gauges("queued_requests", "Requests without a first token yet", &["model"])?,
+            duration: make.histograms(
+                "request_duration_seconds",
+                "Seconds of a whole request",
+                config.request_duration.bounds(),
+            )?,
+            input_tokens: make.histograms(
+                "input_sequence_tokens",
+                "Tokens of a prompt",
+                config.input_sequence.bounds(),
+            )?,
+            output_tokens: make.histograms(
+                "output_sequence_tokens",
+                "Tokens of an answer",
+                config.output_sequence.bounds(),
+            )?,
+            cached_tokens: make.histograms(
+                "cached_tokens",
+                "Tokens of a prompt that were found in a cache",
+                config.input_sequence.bounds(),
+            )?,
+            output_tokens_total: make.counters("output_tokens_total", "Tokens of all answers", &["model"])?,
+            time_to_first_token: make.histograms(
+                "time_to_first_token_seconds",
+                "Seconds to the first token",
+                config.time_to_first_token.bounds(),
+            )?,
+            inter_token_latency: make.histograms(
+                "inter_token_latency_seconds",
+                "Seconds between tokens",
+                config.inter_token_latency.bounds(),
+            )?,
+            worker_time_to_first_token: make.float_gauges(
+                "worker_last_time_to_first_token_seconds",
+                "Seconds to the first token of a worker's last request",
+                &worker,
+            )?,
+            worker_input_tokens: make.gauges(
+                "worker_last_input_sequence_tokens",
+                "Prompt tokens of a worker's last request",
+                &worker,
+            )?,
+            worker_inter_token_latency: make.float_gauges(
+                "worker_last_inter_token_latency_seconds",
+                "Mean seconds between tokens of a worker's last request",
+                &worker,
+            )?,
+            bound_hits: make.counters("bound_hits_total", "Times that a limit was reached", &["bound"])?,
+            cards: CardGauges::new(&make)?,
+            disconnected: make
+                .gauge("disconnected_clients", "Clients that left before the end of their answer")?,
+            models: RwLock::default(),
+            workers: RwLock::default(),
+        })
+    }
+
+    /// The handles of a model that exists.
+    pub(crate) fn model(&self, name: &str) -> Arc<ModelMetrics> {
+        if let Some(found) = self.models.read().get(name) {
+            return found.clone();
+        }
+        let mut models = self.models.write();
+        let name = if models.len() < MAX_MODELS { name } else { UNKNOWN_MODEL };
+        models.entry(name.to_owned()).or_insert_with(|| Arc::new(self.handles(name))).clone()
+    }
+
+    /// Counts a request that was refused before its model was known to exist.
+    pub(crate) fn count_refused(&self, kind: RequestKind) {
+        let model = self.model(UNKNOWN_MODEL);
+        model.kind(kind).started.inc();
+        model.kind(kind).failed.inc();
+    }
+
+    /// Counts that a limit was reached.
+    pub(crate) fn count_bound(&self, bound: &'static str) {
+        self.bound_hits.with_label_values(&[bound]).inc();
+    }
+
+    /// The handles of a rank of a worker.
+    pub(crate) fn worker(&self, worker: (u64, u32)) -> Option<Arc<WorkerMetrics>> {
+        if let Some(found) = self.workers.read().get(&worker) {
+            return Some(found.clone());
+        }
+        let mut workers = self.workers.write();
+        if workers.len() >= MAX_WORKERS {
+            return None;
+        }
+        let (id, rank) = (worker.0.to_string(), worker.1.to_string());
+        let labels = worker_labels(&id, &rank);
+        let made = Arc::new(WorkerMetrics {
+            time_to_first_token: self.worker_time_to_first_token.with_label_values(&labels),
+            input_tokens: self.worker_input_tokens.with_label_values(&labels),
+            inter_token_latency: self.worker_inter_token_latency.with_label_values(&labels),
+        });
+        Some(workers.entry(worker).or_insert(made).clone())
+    }
+
+    /// Brings what mirrors the cluster up to date: cards of models, and no series of workers that left.
+    pub(crate) fn refresh(&self, models: &[ModelInfo], instances: &[InstanceInfo]) {
+        self.cards.set(models);
+        self.workers.write().retain(|&(id, rank), _| {
+            let here = instances.iter().any(|instance| instance.instance_id == id);
+            if !here {
+                let (id, rank) = (id.to_string(), rank.to_string());
+                let labels = worker_labels(&id, &rank);
+                // An error only says that the series is gone already.
+                let _ = self.worker_time_to_first_token.remove_label_values(&labels);
+                let _ = self.worker_input_tokens.remove_label_values(&labels);
+                let _ = self.worker_inter_token_latency.remove_label_values(&labels);
+            }
+            here
+        });
+    }
+
+    fn handles(&self, name: &str) -> ModelMetrics {
+        let kind = |kind: RequestKind| {
+            let labels = [name, CHAT_ENDPOINT, kind.label()];
+            let ended =
+                |status| self.requests.with_label_values(&[name, CHAT_ENDPOINT, kind.label(), status]);
+            KindMetrics {
+                started: self.started.with_label_values(&labels),
+                succeeded: ended("success"),
+                failed: ended("error"),
+                cancelled: self.cancellations.with_label_values(&labels),
+            }
+        };
+        ModelMetrics {
+            inflight: self.inflight.with_label_values(&[name]),
+            active: self.active.with_label_values(&[name]),
+            queued: self.queued.with_label_values(&[name]),
+            duration: self.duration.with_label_values(&[name]),
+            input_tokens: self.input_tokens.with_label_values(&[name]),
+            output_tokens: self.output_tokens.with_label_values(&[name]),
+            cached_tokens: self.cached_tokens.with_label_values(&[name]),
+            output_tokens_total: self.output_tokens_total.with_label_values(&[name]),
+            time_to_first_token: self.time_to_first_token.with_label_values(&[name]),
+            inter_token_latency: self.inter_token_latency.with_label_values(&[name]),
+            rejections: self.rejections.with_label_values(&[name, CHAT_ENDPOINT]),
+            kinds: [kind(RequestKind::Stream), kind(RequestKind::Unary)],
+        }
+    }
+}
+
+/// A worker that computes prompts and answers alike.
+fn worker_labels<'a>(id: &'a str, rank: &'a str) -> [&'a str; 3] {
+    [id, rank, "decode"]
+}
+
+/// Makes and registers families under one prefix.
+pub(super) struct Maker<'a> {
+    prefix: &'a str,
+    registry: &'a Registry,
+}
+
+impl Maker<'_> {
+    fn options(&self, name: &str, help: &str) -> Opts {
+        Opts::new(format!("{}_{name}", self.prefix), help)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+        let family = IntCounterVec::new(self.options(name, help), labels)?;
+        self.registry.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+
+    pub(super) fn gauges(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntGaugeVec, prometheus::Error> {
+        let family = IntGaugeVec::new(self.options(name, help), labels)?;
+        self.registry.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+
+    fn float_gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, prometheus::Error> {
+        let family = GaugeVec::new(self.options(name, help), labels)?;
+        self.registry.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        let gauge = IntGauge::with_opts(self.options(name, help))?;
+        self.registry.register(Box::new(gauge.clone()))?;
+        Ok(gauge)
+    }
+
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        bounds: Vec<f64>,
+    ) -> Result<HistogramVec, prometheus::Error> {
+        let options = HistogramOpts::from(self.options(name, help)).buckets(bounds);
+        let family = HistogramVec::new(options, &["model"])?;
+        self.registry.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+}
