@@ -33,6 +33,9 @@ struct Chunk {
 }
 
 impl Chunk {
+    /// Apart from its callers, whose every call would otherwise probe a stack frame of this size.
+    #[cold]
+    #[inline(never)]
     fn new() -> Box<Self> {
         Box::new(Self {
             local: [0; CHUNK],

@@ -148,7 +148,7 @@ fn answers(index: &impl PrefixIndex, query: &[u64], out: &mut MatchBuffer) -> Ve
 /// Runs random histories; `check` may look into the index after every step.
 pub(super) fn assert_equal_to_model<I: PrefixIndex>(make: fn() -> I, check: fn(&I)) {
     let queries = queries();
-    proptest!(ProptestConfig::with_cases(256), |(steps in steps())| {
+    proptest!(ProptestConfig::default(), |(steps in steps())| {
         let (mut index, mut model) = (make(), Model::default());
         let mut slots = [0, 1, 2].map(|index| Slot::new(index, 0));
         let mut out = MatchBuffer::default();

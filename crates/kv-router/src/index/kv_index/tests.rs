@@ -1,4 +1,7 @@
+use std::collections::BTreeMap;
+
 use dynamo_engine_api::{ExternalBlockHash, StoredBlock};
+use proptest::prelude::*;
 
 use super::*;
 
@@ -121,5 +124,87 @@ fn a_dump_rebuilds_the_index() {
     }
     for query in [&[1, 2, 3][..], &[1, 4]] {
         assert_eq!(found(&copy, query), found(&index, query));
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Add { epoch: u64, ranks: u32 },
+    Remove,
+    Store { epoch: u64, dp_rank: u32, blocks: u64 },
+    Clear { epoch: u64, dp_rank: u32 },
+}
+
+fn steps() -> impl Strategy<Value = Vec<(WorkerId, Step)>> {
+    let step = prop_oneof![
+        2 => (1..4u64, 1..3u32).prop_map(|(epoch, ranks)| Step::Add { epoch, ranks }),
+        1 => Just(Step::Remove),
+        6 => (1..4u64, 0..3u32, 1..6u64)
+            .prop_map(|(epoch, dp_rank, blocks)| Step::Store { epoch, dp_rank, blocks }),
+        1 => (1..4u64, 0..3u32).prop_map(|(epoch, dp_rank)| Step::Clear { epoch, dp_rank }),
+    ];
+    prop::collection::vec((0..3u64, step), 1..60)
+}
+
+/// Per worker: its epoch, and the run of each rank.
+type Incarnations = BTreeMap<WorkerId, (u64, Vec<u32>)>;
+
+fn model_event(model: &mut Incarnations, worker: WorkerRank, epoch: u64, change: impl Fn(&mut u32)) -> bool {
+    let Some((known, runs)) = model.get_mut(&worker.worker_id) else { return false };
+    let rank = worker.dp_rank as usize;
+    if epoch < *known || rank >= runs.len() {
+        return false;
+    }
+    if epoch > *known {
+        *known = epoch;
+        runs.fill(0);
+    }
+    change(&mut runs[rank]);
+    true
+}
+
+proptest! {
+    #[test]
+    fn incarnations_come_and_go_as_in_the_model(steps in steps()) {
+        let (mut index, mut model) = (KvIndex::<RadixTree>::default(), Incarnations::new());
+        for (worker_id, step) in steps {
+            match step {
+                Step::Add { epoch, ranks } => {
+                    let known = model.get(&worker_id).map_or(0, |known| known.0);
+                    let added = index.add_worker(worker_id, epoch, 0..ranks, None);
+                    prop_assert_eq!(added.is_ok(), epoch >= known);
+                    if epoch >= known {
+                        let entry = model.entry(worker_id).or_default();
+                        if epoch > known {
+                            entry.1.clear();
+                        }
+                        entry.0 = epoch;
+                        entry.1.resize(ranks as usize, 0);
+                    }
+                }
+                Step::Remove => {
+                    index.remove_worker(worker_id);
+                    model.remove(&worker_id);
+                }
+                Step::Store { epoch, dp_rank, blocks } => {
+                    let worker = rank(worker_id, dp_rank);
+                    let hashes: Vec<_> = (1..=blocks).collect();
+                    let applied = index.apply(worker, epoch, &stored(None, &hashes)).is_ok();
+                    let grow = |run: &mut u32| *run = (*run).max(blocks as u32);
+                    prop_assert_eq!(applied, model_event(&mut model, worker, epoch, grow));
+                }
+                Step::Clear { epoch, dp_rank } => {
+                    let worker = rank(worker_id, dp_rank);
+                    let applied = index.apply(worker, epoch, &KvCacheEventData::Cleared).is_ok();
+                    prop_assert_eq!(applied, model_event(&mut model, worker, epoch, |run| *run = 0));
+                }
+            }
+            let expected: Vec<_> = model
+                .iter()
+                .flat_map(|(&id, (_, runs))| (0..).zip(runs).map(move |(dp_rank, &run)| (rank(id, dp_rank), run)))
+                .filter(|(_, run)| *run > 0)
+                .collect();
+            prop_assert_eq!(found(&index, &[1, 2, 3, 4, 5]), expected);
+        }
     }
 }
