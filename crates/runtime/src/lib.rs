@@ -5,18 +5,23 @@
 
 pub mod config;
 pub mod discovery;
+pub mod events;
 pub mod identity;
 pub mod logging;
 pub mod metrics;
 pub mod runtime;
 pub mod scope;
 pub mod shutdown;
+pub mod system;
 
 pub use discovery::{
     Change, Discovery, DiscoveryConfig, DiscoveryError, EndpointRecord, EventChannelRecord, EventScope,
     MemStore, ModelRecord, Query, Record, RecordKey, RecordState, Registration, Watch,
 };
+pub use events::{EventHub, EventItem, EventPlane, EventPublisher, EventSubscriber};
 pub use identity::{EndpointId, Epoch, Incarnation, WorkerId};
+pub use metrics::Metrics;
 pub use runtime::{Runtime, WorkGuard};
 pub use scope::TaskScope;
 pub use shutdown::{Phase, ShutdownLimits, ShutdownReason};
+pub use system::SystemState;
