@@ -43,8 +43,23 @@ fn main() {
         let json = std::fs::read(format!("{DATA}/{model}/tokenizer.json"))
             .expect("the test data is in the repository");
         let tokenizer = Tokenizer::from_json(&json).expect("the test data is a tokenizer");
+        measure(&format!("{model}: load the tokenizer"), 1, || {
+            black_box(Tokenizer::from_json(&json).expect("the test data is a tokenizer"));
+        });
+        println!("{model}: token table of {} bytes", tokenizer.table().heap_bytes());
         let prompts: Vec<String> = (0..64).map(|seed| words(256, seed + 1)).collect();
         let bytes = prompts[0].len();
+        let crate_only = tokenizers::Tokenizer::from_bytes(&json).expect("the test data is a tokenizer");
+        measure(&format!("{model}: the crate's encode, per prompt"), 64, || {
+            for prompt in &prompts {
+                black_box(crate_only.encode(prompt.as_str(), false).expect("encodes"));
+            }
+        });
+        measure(&format!("{model}: the crate's encode_fast, per prompt"), 64, || {
+            for prompt in &prompts {
+                black_box(crate_only.encode_fast(prompt.as_str(), false).expect("encodes"));
+            }
+        });
         measure(&format!("{model}: encode, per prompt of {bytes} bytes"), 64, || {
             for prompt in &prompts {
                 black_box(tokenizer.encode(prompt, false).expect("encodes"));

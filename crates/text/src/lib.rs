@@ -9,6 +9,7 @@
 //! - [`ChatTemplate`]: messages → prompt text.
 //! - [`ModelConfig`] and [`TokenizerConfig`]: what a server needs from the configuration files.
 
+mod char_class;
 mod chat_template;
 mod decoder_kind;
 mod detokenizer;
@@ -19,6 +20,8 @@ mod token_table;
 mod tokenizer;
 mod tokenizer_config;
 mod whole_decoder;
+mod word_encoder;
+mod word_split;
 
 pub use chat_template::{
     ChatTemplate, ContentShape, LocalTime, RenderInput, TemplateClock, TemplateError, TemplateSources,

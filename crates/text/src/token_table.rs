@@ -191,6 +191,17 @@ fn alphabet_byte(symbol: char) -> Option<u8> {
     }
 }
 
+/// The symbol of a byte: the other way round.
+pub(crate) fn alphabet_symbol(byte: u8) -> char {
+    let code = match byte {
+        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => u32::from(byte),
+        0x00..=0x20 => u32::from(byte) + 0x100,
+        0x7f..=0xa0 => u32::from(byte) - 0x7f + 0x121,
+        0xad => 0x143,
+    };
+    char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
 /// The bytes of a SentencePiece token, and whether it is a fallback byte.
 fn piece(token: &str, pieces: &Pieces) -> (Vec<u8>, bool) {
     let mut text = token.to_owned();
@@ -217,6 +228,7 @@ mod tests {
         let mut seen: Vec<u8> = (0..0x200).filter_map(char::from_u32).filter_map(alphabet_byte).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..=255).collect::<Vec<u8>>());
+        assert!((0..=255).all(|byte| alphabet_byte(alphabet_symbol(byte)) == Some(byte)));
         assert_eq!(byte_level("Ġhé"), b" h\xe9");
         assert_eq!(byte_level("<|im end|>"), b"<|im end|>", "a space is outside the alphabet");
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{TokenTable, TokenTableError};
+use crate::{TokenTable, TokenTableError, word_encoder::WordEncoder};
 
 /// Why a tokenizer could not be built or could not encode.
 #[derive(Debug, thiserror::Error)]
@@ -19,17 +19,22 @@ pub enum TokenizerError {
     Encode(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// A model's tokenizer. Shared by all requests; encoding a long text takes long (about 0.2 ms per kB), so it belongs
-/// on a pool, not on a reactor.
+/// A model's tokenizer. Shared by all requests; encoding a long text takes long (for some
+/// families 0.2 ms per kB), so it belongs on a pool, not on a reactor.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     table: Arc<TokenTable>,
+    /// For tokenizers of a shape that allows it.
+    words: Option<Arc<WordEncoder>>,
 }
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tokenizer").field("table", &self.table).finish()
+        f.debug_struct("Tokenizer")
+            .field("table", &self.table)
+            .field("by_words", &self.words.is_some())
+            .finish()
     }
 }
 
@@ -41,12 +46,16 @@ impl Tokenizer {
         inner.with_padding(None).with_truncation(None).map_err(TokenizerError::Json)?;
         let inner = Arc::new(inner);
         let table = Arc::new(TokenTable::new(Arc::clone(&inner))?);
-        Ok(Self { inner, table })
+        let words = WordEncoder::new(&inner).map(Arc::new);
+        Ok(Self { inner, table, words })
     }
 
     /// The tokens of a text. `add_special` adds what the tokenizer puts around every text (a beginning token): a
     /// rendered chat template already has it.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        if let (Some(words), false) = (&self.words, add_special) {
+            return words.encode(&self.inner, text).map_err(TokenizerError::Encode);
+        }
         let encoding = self.inner.encode_fast(text, add_special).map_err(TokenizerError::Encode)?;
         Ok(encoding.get_ids().to_vec())
     }
