@@ -112,6 +112,11 @@ impl Directory {
         (!std::mem::replace(taken_back, true)).then_some(*rank)
     }
 
+    /// Whether a request was taken back, perhaps before its rank heard of it.
+    pub(crate) fn is_taken_back(&self, key: RequestKey) -> bool {
+        self.ranks.lock().get(&key).is_some_and(|(_, taken_back)| *taken_back)
+    }
+
     pub(crate) fn leave(&self, key: RequestKey) {
         self.ranks.lock().remove(&key);
     }

@@ -15,6 +15,10 @@ use crate::stop::StopRules;
 use crate::stream::{Stream, refuse};
 use crate::{MockStats, MockerConfig, SimPool, Timetable, TimingModel, TokenState};
 
+/// Tokens after which connections have their turn, though nothing was prefilled and nobody is done: some 20 µs, and
+/// enough to be worth a turn of the runtime, which costs as much as ten tokens.
+const TOKENS_PER_TURN: usize = 64;
+
 /// What a rank shares with the engine's handle.
 pub(crate) struct Shared {
     pub(crate) inbox: Inbox,
@@ -40,6 +44,7 @@ pub(crate) struct Rank {
     reported: ActiveLoad,
     steps: u64,
     generated_tokens: u64,
+    tokens_this_turn: usize,
 }
 
 /// The engine is gone.
@@ -72,6 +77,7 @@ impl Rank {
             reported: ActiveLoad { dp_rank, ..ActiveLoad::default() },
             steps: 0,
             generated_tokens: 0,
+            tokens_this_turn: 0,
         }
     }
 
@@ -82,8 +88,11 @@ impl Rank {
     }
 
     async fn serve(&mut self) -> Result<(), Closed> {
-        self.timetable.begin(self.config.startup());
-        self.wait().await?;
+        let ready_at = self.origin + self.config.startup();
+        while Instant::now() < ready_at {
+            self.wait_until(ready_at).await?;
+        }
+        self.timetable.idle_until(self.now());
         self.report();
         loop {
             self.take_asked()?;
@@ -101,28 +110,38 @@ impl Rank {
             self.timetable.begin(self.timing.step(step.prefill_tokens(), decodes, share));
             self.wait().await?;
             self.compute(&step);
+            let first_tokens = step.prefill_tokens() > 0;
             self.scheduler.recycle(step);
             self.report();
-            // Connections have their turn between any two steps.
-            tokio::task::yield_now().await;
+            if first_tokens || self.tokens_this_turn >= TOKENS_PER_TURN {
+                self.tokens_this_turn = 0;
+                tokio::task::yield_now().await;
+            }
         }
     }
 
+    /// Since the engine was started. An engine without delays is always at the start, and saves asking the clock.
     fn now(&self) -> Duration {
-        self.origin.elapsed()
+        if self.timing.is_instant() { Duration::ZERO } else { self.origin.elapsed() }
     }
 
-    /// Waits until the step that was begun is due, and hears what is asked meanwhile.
+    /// Waits until the step that was begun is due.
     async fn wait(&mut self) -> Result<(), Closed> {
         while self.timetable.worth_sleeping(self.now()) {
-            tokio::select! {
-                biased;
-                () = self.shared.inbox.asked() => {
-                    self.take_asked()?;
-                    self.report();
-                }
-                () = tokio::time::sleep_until(self.origin + self.timetable.due()) => break,
+            self.wait_until(self.origin + self.timetable.due()).await?;
+        }
+        Ok(())
+    }
+
+    /// Sleeps, but hears what is asked, and returns when something was.
+    async fn wait_until(&mut self, when: Instant) -> Result<(), Closed> {
+        tokio::select! {
+            biased;
+            () = self.shared.inbox.asked() => {
+                self.take_asked()?;
+                self.report();
             }
+            () = tokio::time::sleep_until(when) => {}
         }
         Ok(())
     }
@@ -151,6 +170,10 @@ impl Rank {
 
     fn accept(&mut self, submission: Submission) {
         let Submission { key, request, sink, .. } = submission;
+        if self.directory.is_taken_back(key) {
+            self.directory.leave(key);
+            return;
+        }
         let state =
             TokenState::new(self.config.seed, request.sampling_options.seed).after_all(&request.token_ids);
         let stream = Stream { key, sink, state, stop: StopRules::new(&request), generated: 0 };
@@ -182,6 +205,7 @@ impl Rank {
             }
         }
         let mut generated = 0;
+        // No request has a deadline here, so the time does not matter: the worker keeps them, and takes requests back.
         scheduler
             .commit(step, results, Duration::ZERO, |progress| {
                 generated += progress.tokens.len() as u64;
@@ -199,6 +223,7 @@ impl Rank {
         }
         self.steps += 1;
         self.generated_tokens += generated;
+        self.tokens_this_turn += generated as usize;
     }
 
     /// Tells of what changed.

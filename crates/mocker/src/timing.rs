@@ -17,6 +17,11 @@ impl TimingModel {
         Self { speedup_ratio }
     }
 
+    /// Whether nothing takes any time.
+    pub fn is_instant(&self) -> bool {
+        self.speedup_ratio <= 0.0
+    }
+
     /// Milliseconds to compute `tokens` prompt tokens in one step, all requests together.
     pub fn prefill_ms(tokens: usize) -> f64 {
         let n = tokens as f64;
@@ -31,7 +36,7 @@ impl TimingModel {
 
     /// The time of a step; `decodes` says whether any request gets a token.
     pub fn step(&self, prefill_tokens: usize, decodes: bool, share: f64) -> Duration {
-        if self.speedup_ratio <= 0.0 {
+        if self.is_instant() {
             return Duration::ZERO;
         }
         let decode = if decodes { Self::decode_ms(share) } else { 0.0 };

@@ -169,3 +169,13 @@ async fn an_engine_whose_tasks_were_cancelled_refuses() {
     assert!(matches!(late.finish(), Some(FinishReason::Error(_))));
     harness.empty().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_taken_back_before_it_was_looked_at_is_never_served() {
+    let mut harness = Harness::new(instant());
+    let (key, reader) = harness.submit(request(prompt(1, 10), 5));
+    harness.engine.abort(key, AbortReason::Cancelled);
+    reader.ended().await;
+    assert!(reader.read.lock().outputs.is_empty());
+    assert_eq!(harness.empty().await.steps, 0);
+}
