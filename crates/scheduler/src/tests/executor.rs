@@ -77,6 +77,10 @@ pub(super) fn launch<T>(scheduler: &Scheduler<FakePool, T>, step: Step) -> Launc
     Launched { step, inputs }
 }
 
+fn ends(tokens: &[TokenId]) -> bool {
+    tokens.last().is_some_and(|token| token.is_multiple_of(END_TOKEN))
+}
+
 fn slot(table: &BlockTable, position: usize, size: usize) -> usize {
     table.get(position / size).expect("the table covers the work").0 as usize * size + position % size
 }
@@ -125,33 +129,17 @@ pub(super) fn run<T>(
         if dice.percent(3) {
             // The device computed only a part.
             computed = dice.below(work.len as u64) as usize;
-        } else if work.samples {
-            while new.len() < wanted {
-                if !new.is_empty() && new.len() < max_advance {
-                    // A draft that was accepted: its KV is there too, where there is room for it.
-                    let token = *new.last().unwrap();
-                    if tables.iter().all(|table| (work.start + computed) / size < table.end()) {
-                        feed(scheduler, token, &mut hash);
-                        computed += 1;
-                    } else {
-                        break;
-                    }
-                }
-                let next = new.last().filter(|_| computed < work.len + new.len() - 1);
-                if next.is_some() {
-                    break;
-                }
-                let token = draw(hash);
-                if new.len() >= max_advance {
-                    break;
-                }
-                new.push(token);
-                if token.is_multiple_of(END_TOKEN) {
-                    break;
-                }
+        } else if work.samples && wanted > 0 {
+            new.push(draw(hash));
+            // Drafts that are accepted: their KV is there too, as far as there is room for it.
+            let has_room = |computed| tables.iter().all(|table| (work.start + computed) / size < table.end());
+            while new.len() < wanted.min(max_advance) && !ends(&new) && has_room(computed) {
+                feed(scheduler, new[new.len() - 1], &mut hash);
+                computed += 1;
+                new.push(draw(hash));
             }
         }
-        let stopped = new.last().is_some_and(|token| token.is_multiple_of(END_TOKEN));
+        let stopped = ends(&new);
         results.push(computed, &new, stopped);
     }
 }
