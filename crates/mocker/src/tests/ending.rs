@@ -96,7 +96,7 @@ async fn a_key_that_is_live_is_refused() {
     struct Refused(Reader);
     impl dynamo_engine_api::OutputSink for Refused {
         fn push(&mut self, output: &dynamo_engine_api::EngineOutput) -> dynamo_engine_api::SinkState {
-            self.0.read.lock().outputs.push((None, output.clone()));
+            self.0.read.lock().outputs.push((tokio::time::Instant::now(), output.clone()));
             dynamo_engine_api::SinkState::Open
         }
         fn flush(&mut self) {}

@@ -36,14 +36,12 @@ impl EngineObserver for Observed {
 
 #[derive(Default)]
 pub(super) struct Read {
-    pub(super) outputs: Vec<(Instant2, EngineOutput)>,
+    /// With the time at which they came.
+    pub(super) outputs: Vec<(Instant, EngineOutput)>,
     pub(super) flushed: usize,
     pub(super) dropped: bool,
     pub(super) closed_after: Option<usize>,
 }
-
-/// When an output came.
-pub(super) type Instant2 = Option<Instant>;
 
 /// The reader's end of one request.
 #[derive(Clone, Default)]
@@ -57,7 +55,7 @@ struct Sink(Reader);
 impl OutputSink for Sink {
     fn push(&mut self, output: &EngineOutput) -> SinkState {
         let mut read = self.0.read.lock();
-        read.outputs.push((Some(Instant::now()), output.clone()));
+        read.outputs.push((Instant::now(), output.clone()));
         if read.closed_after.is_some_and(|count| read.outputs.len() >= count) {
             SinkState::Closed
         } else {
