@@ -16,6 +16,10 @@ Examples:
   What one token and one request cost the server, from runs of 64 and of 512 tokens in turn, five times:
     dynamo bench --concurrency 64 --requests 400 --difference 64,512 --server-pid frontend=123 --server-pid worker=456
 
+  The same of two servers in turn, with ratios:
+    dynamo bench --concurrency 64 --requests 400 --difference 64,512 --url http://127.0.0.1:8000 --server-pid frontend=123 \
+      --versus http://127.0.0.1:8900 --versus-pid frontend=789
+
   A mooncake trace on its own schedule, 40 times as fast and one eighth as long, against the best one cache could do:
     dynamo bench --trace conversation_trace.jsonl --shrink 8 --speedup 40 --workers 8 --blocks-per-worker 2048 --worker-ids
 
@@ -165,11 +169,19 @@ pub struct BenchArgs {
 
     /// Run with the first and with the second number of output tokens in turn, and report by difference what a token and
     /// a request cost; needs --server-pid
-    #[arg(long, value_name = "FEW,MANY", value_delimiter = ',', num_args = 1, conflicts_with_all = ["trace", "output_tokens"], help_heading = "Difference")]
+    #[arg(long, value_name = "FEW,MANY", value_delimiter = ',', num_args = 1, conflicts_with_all = ["trace", "output_tokens"], help_heading = "In turn")]
     pub difference: Vec<u32>,
 
-    /// How often each of the two is run; medians are reported
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Difference")]
+    /// Measure a second server in turn with the first (A, B, A, B), and report medians and ratios
+    #[arg(long, value_name = "URL", conflicts_with = "model", help_heading = "In turn")]
+    pub versus: Option<String>,
+
+    /// Like --server-pid, for the second server
+    #[arg(long = "versus-pid", value_name = "NAME=PID", requires = "versus", help_heading = "In turn")]
+    pub versus_pids: Vec<String>,
+
+    /// How often each is run, with --difference or --versus; medians are reported
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "In turn")]
     pub rounds: u32,
 
     /// An open-loop point is invalid when the 99th percentile of lateness in sending is beyond this

@@ -110,7 +110,7 @@ fn solve(few: Spent, many: Spent) -> Option<(f64, f64)> {
 }
 
 /// The middle value; of an even number, the mean of the middle two.
-fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {

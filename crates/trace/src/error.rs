@@ -38,7 +38,7 @@ pub enum BenchError {
         why: String,
     },
     /// A process to watch is not there.
-    #[error("--server-pid {name}={pid}: {source}; give the id of a running process")]
+    #[error("process {name}={pid}: {source}; give the id of a running process")]
     Process {
         /// Its name in the report.
         name: String,

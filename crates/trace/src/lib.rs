@@ -12,10 +12,12 @@
 //!
 //! It is a guest: it installs no runtime, no signal handler and no logger, and is cheapest on a current-thread runtime.
 
+mod alarm;
 mod args;
 mod arrival;
 mod cache_limit;
 mod client;
+mod comparison;
 mod connection;
 mod difference;
 mod distribution;
@@ -44,6 +46,7 @@ mod workload;
 
 pub use args::{BenchArgs, ProgressMode};
 pub use cache_limit::cached_share;
+pub use comparison::{Comparison, Side};
 pub use difference::{Cost, Difference};
 pub use distribution::Distribution;
 pub use error::BenchError;

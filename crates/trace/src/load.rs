@@ -12,6 +12,7 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    alarm::Alarm,
     arrival::Arrivals,
     client::{Ask, Client},
     error::BenchError,
@@ -69,7 +70,7 @@ pub(crate) async fn open_loop(
 ) -> Result<u64, BenchError> {
     let room = Arc::new(Semaphore::new(max_in_flight as usize));
     let most = limit.requests.unwrap_or(u64::MAX).min(load.workload.len().unwrap_or(u64::MAX));
-    let mut requests = JoinSet::new();
+    let (mut requests, alarm) = (JoinSet::new(), Alarm::new());
     let mut due_count = 0;
     for (index, after) in (0..most).zip(arrivals) {
         if limit.duration.is_some_and(|duration| after >= duration) {
@@ -78,7 +79,7 @@ pub(crate) async fn open_loop(
         let due = load.meter.start + after;
         if due > Instant::now() {
             tokio::select! {
-                () = tokio::time::sleep_until(due.into()) => {}
+                () = alarm.until(due) => {}
                 () = load.stop.cancelled() => break,
             }
         }

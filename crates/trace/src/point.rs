@@ -99,6 +99,12 @@ pub(crate) async fn measure(
     let (tokens, requests) = meter.with(|counts| (counts.completion_tokens, counts.ok));
     let mut servers = session.watch.finish(tokens, requests);
     let open = population.as_ref().map(Population::look);
+    if let Some(open) = open.as_ref().filter(|open| open.open_at_end > 0) {
+        for server in &mut servers {
+            let grown = server.rss_end_bytes as f64 - server.rss_start_bytes as f64;
+            server.rss_per_open_stream_bytes = Some(grown / open.open_at_end as f64);
+        }
+    }
     if let Some(population) = population {
         population.close().await;
     }

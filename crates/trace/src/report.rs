@@ -208,6 +208,8 @@ pub struct GeneratorUse {
 pub enum BenchReport {
     /// One point.
     Point(Box<Report>),
+    /// Two servers in turn.
+    Comparison(Box<crate::comparison::Comparison>),
     /// Two kinds of points in turn.
     Difference(Box<crate::difference::Difference>),
 }
@@ -219,6 +221,7 @@ impl BenchReport {
         match self {
             Self::Point(report) => report.valid,
             Self::Difference(difference) => difference.valid,
+            Self::Comparison(comparison) => comparison.valid,
         }
     }
 

@@ -7,11 +7,12 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     args::BenchArgs,
     client::{connect, first_model, resolve},
+    comparison::{self, Comparison},
     difference::Difference,
     error::BenchError,
     plan::Plan,
     point::{Session, measure},
-    report::BenchReport,
+    report::{BenchReport, Report},
     table,
     watch::Watch,
 };
@@ -36,6 +37,7 @@ pub async fn run_until(args: BenchArgs, stop: CancellationToken) -> Result<Bench
     let text = match &report {
         BenchReport::Point(point) => table::point(point),
         BenchReport::Difference(difference) => table::difference(difference),
+        BenchReport::Comparison(comparison) => table::comparison(comparison),
     };
     let failed = |path: &str| {
         let path = path.to_owned();
@@ -61,48 +63,84 @@ pub async fn run_until(args: BenchArgs, stop: CancellationToken) -> Result<Bench
 /// # Errors
 /// As [`run`].
 pub async fn measure_all(args: &BenchArgs, stop: &CancellationToken) -> Result<BenchReport, BenchError> {
-    // All flags are checked before anything is sent.
-    let plan = Plan::new(args)?;
     let few_and_many = match args.difference.as_slice() {
         [] => None,
         [few, many] if 0 < *few && few < many => Some((*few, *many)),
         _ => {
-            return Err(BenchError::flag(
-                "--difference",
-                "give two numbers of tokens, the smaller first, as in 64,512",
-            ));
+            let why = "give two numbers of tokens, the smaller first, as in 64,512";
+            return Err(BenchError::flag("--difference", why));
         }
     };
-    let watch = Watch::new(&args.server_pids)?;
-    let address = resolve(&plan.target).await?;
-    let model = match &args.model {
-        Some(model) => {
-            connect(&plan.target, address).await?;
-            model.clone()
+    let mut first = Side::find(args, "--server-pid").await?;
+    let Some(url) = &args.versus else {
+        let Some(tokens) = few_and_many else {
+            let report = measure(&mut first.session, args, "measuring", stop).await?;
+            return Ok(BenchReport::Point(Box::new(report)));
+        };
+        for round in 0..args.rounds {
+            first.round(round, few_and_many, stop).await?;
         }
-        None => first_model(&plan.target, address, &args.headers).await?,
+        return Ok(BenchReport::Difference(Box::new(Difference::of(tokens, first.points))));
     };
-    drop(plan);
-    let mut session = Session { address, model, watch };
-    let Some((few, many)) = few_and_many else {
-        let report = measure(&mut session, args, "measuring", stop).await?;
-        return Ok(BenchReport::Point(Box::new(report)));
-    };
-    let mut points = Vec::new();
+    let (url, server_pids) = (url.clone(), args.versus_pids.clone());
+    let mut second = Side::find(&BenchArgs { url, server_pids, ..args.clone() }, "--versus-pid").await?;
     for round in 0..args.rounds {
-        for tokens in [few, many] {
+        first.round(round, few_and_many, stop).await?;
+        second.round(round, few_and_many, stop).await?;
+    }
+    let (first, second) = (first.finish(few_and_many), second.finish(few_and_many));
+    Ok(BenchReport::Comparison(Box::new(Comparison::of(first, second))))
+}
+
+/// A server under test, and its points so far.
+struct Side {
+    session: Session,
+    args: BenchArgs,
+    points: Vec<Report>,
+}
+
+impl Side {
+    /// Checks all flags before anything is sent, then finds the server.
+    async fn find(args: &BenchArgs, pid_flag: &'static str) -> Result<Self, BenchError> {
+        let plan = Plan::new(args)?;
+        let watch = Watch::new(pid_flag, &args.server_pids)?;
+        let address = resolve(&plan.target).await?;
+        let model = match &args.model {
+            Some(model) => {
+                connect(&plan.target, address).await?;
+                model.clone()
+            }
+            None => first_model(&plan.target, address, &args.headers).await?,
+        };
+        Ok(Self { session: Session { address, model, watch }, args: args.clone(), points: Vec::new() })
+    }
+
+    /// One point, or one with few and one with many tokens.
+    async fn round(
+        &mut self,
+        round: u32,
+        few_and_many: Option<(u32, u32)>,
+        stop: &CancellationToken,
+    ) -> Result<(), BenchError> {
+        let asked =
+            few_and_many.map_or(vec![self.args.output_tokens], |(few, many)| vec![Some(few), Some(many)]);
+        for output_tokens in asked {
             if stop.is_cancelled() {
                 break;
             }
-            // Other prompts in every run, or the server's caches would make the later ones cheaper.
-            let seed = args.seed + points.len() as u64;
-            let args =
-                BenchArgs { output_tokens: Some(tokens), difference: Vec::new(), seed, ..args.clone() };
-            let what = format!("round {}/{}, {tokens} tokens", round + 1, args.rounds);
-            points.push(measure(&mut session, &args, &what, stop).await?);
+            // Other texts in every run, or the server's caches would make the later ones cheaper.
+            let seed = self.args.seed + self.points.len() as u64;
+            let args = BenchArgs { output_tokens, seed, ..self.args.clone() };
+            let tokens = output_tokens.map_or(String::new(), |tokens| format!(", {tokens} tokens"));
+            let what = format!("{} round {}/{}{tokens}", args.url, round + 1, args.rounds);
+            self.points.push(measure(&mut self.session, &args, &what, stop).await?);
         }
+        Ok(())
     }
-    Ok(BenchReport::Difference(Box::new(Difference::of((few, many), points))))
+
+    fn finish(self, few_and_many: Option<(u32, u32)>) -> comparison::Side {
+        comparison::Side::of(self.args.url, self.session.model, few_and_many, self.points)
+    }
 }
 
 fn json(report: &BenchReport) -> String {

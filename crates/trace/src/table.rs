@@ -1,8 +1,9 @@
 //! The report for people.
 
-use std::fmt::Write;
+use std::{collections::BTreeSet, fmt::Write};
 
 use crate::{
+    comparison::Comparison,
     difference::Difference,
     distribution::Distribution,
     report::{LoopKind, Report},
@@ -125,6 +126,29 @@ pub(crate) fn difference(difference: &Difference) -> String {
     out.0
 }
 
+/// Two servers as text.
+#[must_use]
+pub(crate) fn comparison(comparison: &Comparison) -> String {
+    let mut out = Out(String::new());
+    let Comparison { first, second, ratios, .. } = comparison;
+    out.line("first", &format!("{}, model {}", first.url, first.model));
+    out.line("second", &format!("{}, model {}", second.url, second.model));
+    let _ = writeln!(out.0, "\n{:<32}{:>14}{:>14}{:>16}", "medians", "first", "second", "first / second");
+    let names: BTreeSet<&String> = first.medians.keys().chain(second.medians.keys()).collect();
+    for name in names {
+        let number = |value: Option<&f64>| value.map_or("-".into(), |value| format!("{value:.3}"));
+        let _ = writeln!(
+            out.0,
+            "{name:<32}{:>14}{:>14}{:>16}",
+            number(first.medians.get(name)),
+            number(second.medians.get(name)),
+            number(ratios.get(name)),
+        );
+    }
+    verdict(&mut out, comparison.valid, &comparison.reasons);
+    out.0
+}
+
 struct Out(String);
 
 impl Out {
@@ -191,6 +215,9 @@ fn server_row(out: &mut Out, server: &ServerUse) {
         number(server.ms_per_request),
         server.threads
     );
+    if let Some(bytes) = server.rss_per_open_stream_bytes {
+        let _ = writeln!(out.0, "{:<16}{:.1} KB for each stream held open", "", bytes / 1e3);
+    }
     if let (Some(rss), Some(descriptors)) = (server.rss_after_bytes, server.descriptors_after) {
         let _ = writeln!(out.0, "{:<16}afterwards: {:.1} MB, {descriptors} descriptors", "", megabytes(rss));
     }

@@ -48,6 +48,8 @@ pub struct ServerUse {
     pub descriptors_end: u64,
     /// Threads at the end.
     pub threads: u64,
+    /// With streams held open: resident bytes that came with each, the load's own included.
+    pub rss_per_open_stream_bytes: Option<f64>,
     /// Whether one of them ended during the run.
     pub gone: bool,
     /// Resident bytes after everything was closed and `--after` seconds.
@@ -58,10 +60,10 @@ pub struct ServerUse {
 
 impl Watch {
     /// Parses `name=pid` flags and takes the first reading.
-    pub(crate) fn new(flags: &[String]) -> Result<Self, BenchError> {
+    pub(crate) fn new(flag_name: &'static str, flags: &[String]) -> Result<Self, BenchError> {
         let mut watched = Vec::new();
         for flag in flags {
-            let bad = || BenchError::flag("--server-pid", format!("{flag:?} is not of the form name=1234"));
+            let bad = || BenchError::flag(flag_name, format!("{flag:?} is not of the form name=1234"));
             let (name, pid) = flag.split_once('=').ok_or_else(bad)?;
             let pid: u32 = pid.parse().map_err(|_| bad())?;
             if name.is_empty() || pid == 0 || pid > i32::MAX as u32 {
@@ -161,7 +163,7 @@ mod tests {
     fn processes_of_one_name_are_added_up() {
         let me = std::process::id();
         let flags = [format!("a={me}"), format!("b={me}"), format!("a={me}")];
-        let mut watch = Watch::new(&flags).unwrap();
+        let mut watch = Watch::new("--server-pid", &flags).unwrap();
         let uses = watch.finish(1000, 10);
         assert_eq!(
             uses.iter().map(|u| (u.name.as_str(), u.pids.len())).collect::<Vec<_>>(),
@@ -174,9 +176,12 @@ mod tests {
     #[test]
     fn bad_flags_say_what_to_give() {
         for flag in ["x", "x=y", "=1", "x=0"] {
-            assert!(matches!(Watch::new(&[flag.into()]), Err(BenchError::Flag { .. })), "{flag}");
+            assert!(
+                matches!(Watch::new("--server-pid", &[flag.into()]), Err(BenchError::Flag { .. })),
+                "{flag}"
+            );
         }
-        let gone = Watch::new(&["x=2147483647".into()]).unwrap_err();
+        let gone = Watch::new("--server-pid", &["x=2147483647".into()]).unwrap_err();
         assert!(gone.to_string().contains("running process"), "{gone}");
     }
 }

@@ -30,7 +30,7 @@ async fn measure(args: &BenchArgs) -> Result<BenchReport, BenchError> {
 async fn point(address: SocketAddr, flags: &str) -> Report {
     match measure(&args(address, flags)).await.unwrap() {
         BenchReport::Point(report) => *report,
-        BenchReport::Difference(_) => panic!("not a point"),
+        other => panic!("not a point: {other:?}"),
     }
 }
 
@@ -214,6 +214,32 @@ async fn the_cost_of_a_token_is_found_by_difference() {
     prompts.sort_unstable();
     prompts.dedup();
     assert_eq!(prompts.len(), 80, "no run repeats the prompts of another");
+}
+
+#[tokio::test]
+async fn two_servers_are_measured_in_turn() {
+    let (fast, fast_seen) = serve(|_| Answer::AtOnce);
+    let (slow, slow_seen) = serve(|_| Answer::Slow(Duration::from_millis(10)));
+    let pid = std::process::id();
+    let flags = format!(
+        "--concurrency 2 --requests 10 --rounds 3 --output-tokens 4 --versus http://{slow} --server-pid a={pid} \
+         --versus-pid a={pid}"
+    );
+    let BenchReport::Comparison(report) = measure(&args(fast, &flags)).await.unwrap() else {
+        panic!("no comparison")
+    };
+    assert!(report.valid, "{:?}", report.reasons);
+    assert_eq!((report.first.points.len(), report.second.points.len()), (3, 3));
+    assert_eq!((fast_seen.lock().unwrap().len(), slow_seen.lock().unwrap().len()), (30, 30));
+    assert!(report.ratios["first token p50 ms"] < 0.9, "{:?}", report.ratios);
+    assert!(report.ratios["tokens/s"] > 1.1 && report.ratios.contains_key("a core-ms/request"));
+
+    let flags = format!("--concurrency 2 --requests 6 --rounds 1 --difference 2,9 --versus http://{slow}");
+    let BenchReport::Comparison(report) = measure(&args(fast, &flags)).await.unwrap() else {
+        panic!("no comparison")
+    };
+    assert!(report.ratios["tokens/s at 9"] > 1.1, "{:?}", report.ratios);
+    assert_eq!(report.second.difference.unwrap().points.len(), 2);
 }
 
 #[tokio::test]
