@@ -9,6 +9,7 @@ pub mod events;
 pub mod identity;
 pub mod logging;
 pub mod metrics;
+pub mod request_plane;
 pub mod runtime;
 pub mod scope;
 pub mod shutdown;
@@ -21,6 +22,11 @@ pub use discovery::{
 pub use events::{EventHub, EventItem, EventPlane, EventPublisher, EventSubscriber};
 pub use identity::{EndpointId, Epoch, Incarnation, WorkerId};
 pub use metrics::Metrics;
+pub use request_plane::{
+    CancelKind, CancelReason, Handler, IncomingRequest, OpenError, OutgoingRequest, PushState, RequestPlane,
+    RequestPlaneConfig, RequestPlaneMetrics, Responder, ResponseStream, ServeGuard, StreamError, StreamProgress,
+    Target,
+};
 pub use runtime::{Runtime, WorkGuard};
 pub use scope::TaskScope;
 pub use shutdown::{Phase, ShutdownLimits, ShutdownReason};

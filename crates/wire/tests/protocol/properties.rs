@@ -27,10 +27,10 @@ fn op() -> impl Strategy<Value = Op> {
     let (end, pick) = (0..2usize, any::<usize>());
     prop_oneof![
         2 => (end.clone(), length(), any::<bool>()).prop_map(|(from, payload, more)| Op::Open { from, payload, more }),
-        12 => (pick.clone(), end.clone(), length()).prop_map(|(pick, by, len)| Op::Push { pick, by, len }),
-        1 => (pick.clone(), end.clone()).prop_map(|(pick, by)| Op::Finish { pick, by }),
-        1 => pick.clone().prop_map(|pick| Op::Fail { pick }),
-        1 => (pick.clone(), any::<bool>()).prop_map(|(pick, kill)| Op::Cancel { pick, kill }),
+        12 => (pick, end.clone(), length()).prop_map(|(pick, by, len)| Op::Push { pick, by, len }),
+        1 => (pick, end.clone()).prop_map(|(pick, by)| Op::Finish { pick, by }),
+        1 => pick.prop_map(|pick| Op::Fail { pick }),
+        1 => (pick, any::<bool>()).prop_map(|(pick, kill)| Op::Cancel { pick, kill }),
         12 => (end.clone(), 1..100_000usize, 1..9000usize)
             .prop_map(|(from, most, chunk)| Op::Transfer { from, most, chunk }),
         6 => (pick, end, 1..20usize).prop_map(|(pick, by, count)| Op::Take { pick, by, count }),
