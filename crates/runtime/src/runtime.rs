@@ -70,6 +70,10 @@ impl Runtime {
         &self.inner.planes
     }
 
+    pub(crate) fn root_scope(&self) -> &TaskScope {
+        &self.inner.root
+    }
+
     /// The present phase, and those to come.
     pub fn phase(&self) -> watch::Receiver<Phase> {
         self.inner.phase.subscribe()
