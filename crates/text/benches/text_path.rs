@@ -65,6 +65,25 @@ fn main() {
                 black_box(tokenizer.encode(prompt, false).expect("encodes"));
             }
         });
+        // Every word is new, to this tokenizer and to the crate's own cache of words.
+        let mut next = 0_u64;
+        let mut unseen = || {
+            let words = (0..256).map(|_| {
+                next += 1;
+                format!("{:06x} ", next.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40)
+            });
+            words.collect::<String>()
+        };
+        measure(&format!("{model}: the crate's encode_fast, 256 new words"), 8, || {
+            for _ in 0..8 {
+                black_box(crate_only.encode_fast(unseen(), false).expect("encodes"));
+            }
+        });
+        measure(&format!("{model}: encode, 256 new words"), 8, || {
+            for _ in 0..8 {
+                black_box(tokenizer.encode(&unseen(), false).expect("encodes"));
+            }
+        });
         let table = tokenizer.table();
         let tokens = tokenizer.encode(&words(2000, 9), false).expect("encodes");
         let count = tokens.len();
