@@ -104,13 +104,15 @@ impl Connection {
         let mut clock = Clock { last: origin, any: false, end: origin };
         let mut was_opened = false;
         while !self.parser.is_done() {
-            let read = std::future::poll_fn(|cx| self.poll_read(cx, meter, &mut clock)).await?;
+            let read = std::future::poll_fn(|cx| self.poll_read(cx, meter, &mut clock)).await;
+            // An idle connection that the server closes ends quietly or with a reset, as the race goes.
+            let stale = used && !self.parser.has_started();
+            let read = read.map_err(|failure| Failure { stale, ..failure })?;
             if !was_opened && self.parser.status() == 200 {
                 was_opened = true;
                 opened();
             }
             if read == 0 && !self.parser.end_of_input() {
-                let stale = used && !self.parser.has_started();
                 let message = "the connection ended before the answer was complete";
                 return Err(Failure { stale, ..Failure::new(FailureKind::Cut, message) });
             }

@@ -266,6 +266,15 @@ fn notes(args: &BenchArgs, report: &Report) -> Vec<String> {
     if report.events.answers_without_text > 0 {
         notes.push(format!("{} answers had no text, and no first token", report.events.answers_without_text));
     }
+    if report.wall_seconds < validity::JUDGED_SECONDS {
+        notes.push("too short to tell whether the generator was the limit: ask for more requests".into());
+    }
+    let lag = report.generator.timer_lag.p99_ms;
+    if lag > args.max_lateness_ms {
+        notes.push(format!(
+            "timers here fired up to {lag:.1} ms late (99 of 100): times are no finer than that"
+        ));
+    }
     if args.worker_ids && report.workers.is_none() && report.requests.ok > 0 {
         notes.push("the server does not tell which worker answered".into());
     }

@@ -246,3 +246,26 @@ fn verdict(out: &mut Out, valid: bool, reasons: &[String]) {
 fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::distribution::Distribution;
+
+    #[test]
+    fn columns_of_times_line_up() {
+        let mut out = Out(String::new());
+        out.times("first token", &Distribution { count: 3, p99_ms: 12.5, ..Distribution::default() });
+        out.times("x", &Distribution::default());
+        let lines: Vec<&str> = out.0.lines().collect();
+        assert!(lines[0].starts_with("first token") && lines[0].contains(" 12.500"), "{}", lines[0]);
+        assert_eq!(lines[0].len(), lines[1].len());
+    }
+
+    #[test]
+    fn a_verdict_gives_its_reasons() {
+        let mut out = Out(String::new());
+        verdict(&mut out, false, &["too slow".into(), "too late".into()]);
+        assert_eq!(out.0.matches("NOT VALID").count(), 2);
+    }
+}

@@ -6,6 +6,8 @@ use crate::report::{LoopKind, Report};
 const SERVED: f64 = 0.98;
 /// Above this share of its threads' time the generator is taken to be the limit.
 const OWN_CPU: f64 = 0.9;
+/// In a shorter run, setting up is most of the generator's time and says nothing about its limit.
+pub(crate) const JUDGED_SECONDS: f64 = 0.1;
 
 /// Why the point does not count; empty if it does.
 pub(crate) fn reasons(report: &Report, max_lateness_ms: f64, ignore_eos: bool) -> Vec<String> {
@@ -27,7 +29,7 @@ pub(crate) fn reasons(report: &Report, max_lateness_ms: f64, ignore_eos: bool) -
         reasons.push(format!("{} tokens were asked for and {} came", tokens.asked, tokens.completion));
     }
     let own = &report.generator;
-    if own.cpu_share > OWN_CPU {
+    if own.cpu_share > OWN_CPU && report.wall_seconds >= JUDGED_SECONDS {
         reasons.push(format!(
             "the generator was the limit: it took {:.0} % of its {} thread(s)",
             own.cpu_share * 100.0,
@@ -54,3 +56,6 @@ pub(crate) fn reasons(report: &Report, max_lateness_ms: f64, ignore_eos: bool) -
     }
     reasons
 }
+
+#[cfg(test)]
+mod tests;

@@ -259,6 +259,30 @@ async fn a_stopped_run_reports_what_there_is() {
 }
 
 #[tokio::test]
+async fn the_report_is_written_as_json_with_all_parameters() {
+    let (address, _) = serve(|_| Answer::Good);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let flags = format!("--requests 4 --output-tokens 3 --header a:secret --json {}", file.path().display());
+    let report = dynamo_trace::run(args(address, &flags)).await.unwrap();
+    assert_eq!(report.exit_code(), 0);
+    let text = std::fs::read_to_string(file.path()).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&json["kind"], &json["valid"]), (&"point".into(), &true.into()));
+    assert_eq!(
+        (&json["parameters"]["output_tokens"], &json["tokens"]["completion"]),
+        (&3.into(), &12.into())
+    );
+    assert_eq!(
+        json["whole"]["buckets"].as_array().unwrap().iter().map(|b| b[1].as_u64().unwrap()).sum::<u64>(),
+        4
+    );
+    assert!(!text.contains("secret"), "headers may hold keys");
+    let nowhere = args(address, "--requests 1 --output-tokens 1 --json /nowhere/report.json");
+    let error = dynamo_trace::run(nowhere).await.unwrap_err();
+    assert!(error.to_string().contains("/nowhere/report.json"), "{error}");
+}
+
+#[tokio::test]
 async fn what_cannot_start_says_what_to_do() {
     let gone = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
