@@ -39,6 +39,7 @@ use registration::Holding;
 use table::{Entry, Table};
 
 use crate::identity::{Epoch, WorkerId};
+use crate::metrics::{BoundHits, IntCounter};
 use crate::scope::TaskScope;
 
 /// How long a record on disk stays draining before it is deleted: several polls of every watcher, so that each sees
@@ -64,6 +65,7 @@ pub enum DiscoveryConfig {
 #[derive(Clone)]
 pub struct Discovery {
     client: Arc<Client>,
+    lagged: Option<IntCounter>,
 }
 
 struct Client {
@@ -79,12 +81,18 @@ enum Store {
 }
 
 impl Discovery {
-    /// Opens the store; its tasks belong to `scope`.
-    pub async fn start(config: DiscoveryConfig, scope: TaskScope) -> Result<Self, DiscoveryError> {
-        match config {
-            DiscoveryConfig::Mem(store) => Ok(Self::mem(store, scope)),
-            DiscoveryConfig::File { root } => Self::file(&root, scope).await,
-        }
+    /// Opens the store; its tasks belong to `scope`. Watches that fall behind are counted in `bounds`.
+    pub async fn start(
+        config: DiscoveryConfig,
+        scope: TaskScope,
+        bounds: &BoundHits,
+    ) -> Result<Self, DiscoveryError> {
+        let mut discovery = match config {
+            DiscoveryConfig::Mem(store) => Self::mem(store, scope),
+            DiscoveryConfig::File { root } => Self::file(&root, scope).await?,
+        };
+        discovery.lagged = Some(bounds.of("discovery_watch"));
+        Ok(discovery)
     }
 
     /// A client of a store in this process.
@@ -119,7 +127,7 @@ impl Discovery {
     }
 
     fn with_store(store: Store, owner: OwnerId, scope: TaskScope) -> Self {
-        Self { client: Arc::new(Client { store, owner, holdings: Holdings::default(), scope }) }
+        Self { client: Arc::new(Client { store, owner, holdings: Holdings::default(), scope }), lagged: None }
     }
 
     /// Publishes a record. Fails when another worker holds its id, when a later incarnation registered, and when this
@@ -141,7 +149,7 @@ impl Discovery {
 
     /// Follows what answers `query`.
     pub fn watch(&self, query: Query) -> Watch {
-        self.client.table().watch(query)
+        self.client.table().watch(query, self.lagged.clone())
     }
 
     /// The epoch for a worker that starts now: later than that of every record of the same id. Fails when the id belongs
@@ -166,6 +174,16 @@ impl Discovery {
                     tracing::warn!("discovery files were left behind; others clean them up");
                 }
             }
+        }
+    }
+}
+
+/// The backend, for the log: `memory` or `files below <root>`.
+impl std::fmt::Display for Discovery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.client.store {
+            Store::Mem(_) => f.write_str("memory"),
+            Store::File(store) => write!(f, "files below {}", store.root().display()),
         }
     }
 }

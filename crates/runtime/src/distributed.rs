@@ -27,14 +27,15 @@ use crate::client::{Client, Following};
 use crate::discovery::{Discovery, EndpointRecord, Query, Record, RecordState};
 use crate::events::{EventMetrics, EventPlane};
 use crate::identity::{EndpointId, Incarnation, WorkerId};
-use crate::metrics::{IntGauge, Metrics, ProcessSources, register_process_metrics};
+use crate::metrics::{BoundHits, IntGauge, Metrics, ProcessSources, register_process_metrics};
 use crate::request_plane::{Handler, RequestPlane, RequestPlaneMetrics};
 use crate::runtime::Runtime;
 use crate::scope::TaskScope;
 use crate::shutdown::{Participant, PhaseFuture};
-use crate::system::{HealthStatus, SystemServer, SystemState};
+use crate::system::{SystemServer, SystemState};
 
-/// A runtime that others find and that finds others. Clones are the same one.
+/// A runtime that others find and that finds others. Clones are the same one; it is closed by the shutdown of the
+/// [`Runtime`] below it, or when that is dropped.
 #[derive(Clone)]
 pub struct DistributedRuntime {
     inner: Arc<Inner>,
@@ -66,7 +67,8 @@ impl DistributedRuntime {
         }
         let planes = runtime.planes_scope();
         let metrics = config.metrics;
-        let discovery = Discovery::start(config.discovery, planes.child("discovery")).await?;
+        let discovery =
+            Discovery::start(config.discovery, planes.child("discovery"), &BoundHits::new(&metrics)?).await?;
 
         let worker_id = config.worker_id.unwrap_or_else(WorkerId::random);
         let worker_name = config.worker_name.unwrap_or_else(|| format!("worker-{worker_id:x}"));
@@ -111,7 +113,7 @@ impl DistributedRuntime {
         tracing::info!(
             worker = worker_name,
             worker_id = %format_args!("{worker_id:x}"),
-            discovery = ?discovery,
+            %discovery,
             request_plane = %request_plane.address(),
             event_plane = %event_plane.kind(),
             system_server = ?system_server.as_ref().map(SystemServer::address),
@@ -267,12 +269,6 @@ impl Participant for Inner {
 
     fn close(&self) -> PhaseFuture<'_> {
         Box::pin(self.discovery.close())
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.system.set_status(HealthStatus::NotReady);
     }
 }
 

@@ -52,6 +52,15 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Whether another worker may accept the request: none has.
+    pub fn is_retriable(&self) -> bool {
+        match self {
+            Self::UnknownInstance { .. } | Self::Draining { .. } => true,
+            Self::Failed(error) => error.is_retriable(),
+            Self::NoInstances { .. } | Self::NobodyCame { .. } | Self::Refused { .. } => false,
+        }
+    }
+
     /// What the request plane said, if the request got that far.
     pub fn stream_error(&self) -> Option<&StreamError> {
         match self {

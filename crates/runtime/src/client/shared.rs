@@ -139,7 +139,8 @@ impl Shared {
         let opened = self.plane.open(&instance.target, request).await;
         match &opened {
             Ok(_) => instance.breaker.succeeded(),
-            Err(StreamError::Unavailable(_) | StreamError::Disconnected | StreamError::Incomplete) => {
+            // An overloaded worker is well, and a handler that let go of one request may serve the next.
+            Err(StreamError::Unavailable(_) | StreamError::Disconnected) => {
                 instance.breaker.failed(Instant::now());
                 self.update(|follower| follower.give_up(instance.incarnation));
             }

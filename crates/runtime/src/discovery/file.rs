@@ -93,6 +93,10 @@ impl FileStore {
         &self.table
     }
 
+    pub(super) fn root(&self) -> &Path {
+        self.root.path()
+    }
+
     /// Writes `entry` if, once nobody else can write, it is still wanted and may be.
     pub(super) fn publish(
         &self,

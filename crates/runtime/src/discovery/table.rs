@@ -10,6 +10,7 @@ use super::DiscoveryError;
 use super::owner::OwnerId;
 use crate::discovery::{Change, Query, Record, RecordKey};
 use crate::identity::{Epoch, WorkerId};
+use crate::metrics::IntCounter;
 
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,8 @@ struct Feed {
     query: Query,
     queue: Mutex<Queue>,
     ready: Notify,
+    /// Counts the times that changes were dropped.
+    lagged: Option<IntCounter>,
 }
 
 #[derive(Default)]
@@ -118,9 +121,9 @@ impl Table {
         self.state.lock().matching(query)
     }
 
-    pub(super) fn watch(self: &Arc<Self>, query: Query) -> Watch {
+    pub(super) fn watch(self: &Arc<Self>, query: Query, lagged: Option<IntCounter>) -> Watch {
         let queue = Mutex::new(Queue { changes: VecDeque::new(), lagged: true });
-        let feed = Arc::new(Feed { query, queue, ready: Notify::new() });
+        let feed = Arc::new(Feed { query, queue, ready: Notify::new(), lagged });
         let mut state = self.state.lock();
         state.feeds.retain(|feed| feed.strong_count() > 0);
         state.feeds.push(Arc::downgrade(&feed));
@@ -177,24 +180,37 @@ impl State {
     fn tell(&self, key: &RecordKey, change: impl Fn() -> Change) {
         for feed in self.feeds.iter().filter_map(Weak::upgrade) {
             if feed.query.matches(key) {
-                feed.queue.lock().push(change());
+                if feed.queue.lock().push(change()) == Pushed::Lagged
+                    && let Some(lagged) = &feed.lagged
+                {
+                    lagged.inc();
+                }
                 feed.ready.notify_one();
             }
         }
     }
 }
 
+#[derive(PartialEq)]
+enum Pushed {
+    Kept,
+    /// The queue was full; a snapshot takes the place of what was in it.
+    Lagged,
+}
+
 impl Queue {
-    fn push(&mut self, change: Change) {
+    fn push(&mut self, change: Change) -> Pushed {
         if self.lagged {
-            return;
+            // A snapshot is due already, and will hold it.
+            return Pushed::Kept;
         }
         if self.changes.len() >= MAX_PENDING_CHANGES {
             self.changes.clear();
             self.lagged = true;
-        } else {
-            self.changes.push_back(change);
+            return Pushed::Lagged;
         }
+        self.changes.push_back(change);
+        Pushed::Kept
     }
 }
 

@@ -1,3 +1,5 @@
+mod processes;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -338,4 +340,18 @@ async fn a_request_that_is_refused_goes_to_those_that_were_not_asked() {
         assert_eq!(answer(client.round_robin(request()).await.unwrap()).await, name(&accepting));
     }
     assert!(client.instances().iter().all(|i| i.is_available()), "backpressure is no failure");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_in_doubt_is_given_up_after_a_minute() {
+    let cluster = Cluster::new();
+    let (worker, _served) = cluster.worker().await;
+    let client = cluster.member().await.client(endpoint());
+    wait_for(&client, |all| all.len() == 1).await;
+    worker.discovery().close().await;
+    wait_for(&client, |all| matches!(all, [(_, InstanceState::InDoubt)])).await;
+    tokio::time::sleep(Duration::from_secs(59)).await;
+    assert_eq!(client.instances().len(), 1);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(client.instances().len(), 0);
 }

@@ -51,6 +51,10 @@ impl Root {
         Ok(())
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn base(&self) -> PathBuf {
         self.path.join("v1")
     }

@@ -65,7 +65,8 @@ async fn a_killed_process_is_noticed_and_cleaned_up() {
     let killed = Instant::now();
     let mut view = View::new(ours.watch(Query::AllEndpoints));
     view.until(|records| records.len() == 1).await;
-    assert!(killed.elapsed() < Duration::from_secs(2), "noticed after {:?}", killed.elapsed());
+    // A tenth of a second where the machine has time for it; this is for one that has not.
+    assert!(killed.elapsed() < Duration::from_secs(5), "noticed after {:?}", killed.elapsed());
     let files = || std::fs::read_dir(root.path().join("v1/instances")).unwrap().count();
     let deadline = Instant::now() + Duration::from_secs(20);
     while files() > 1 && Instant::now() < deadline {

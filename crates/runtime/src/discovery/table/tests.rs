@@ -4,6 +4,7 @@ use super::{Entry, MAX_PENDING_CHANGES, Table};
 use crate::discovery::owner::OwnerId;
 use crate::discovery::test_records::endpoint;
 use crate::discovery::{Change, Query, Record};
+use crate::metrics::{BoundHits, Metrics};
 
 fn entry(id: u64) -> Entry {
     Entry { record: endpoint("ns/comp/ep", id), owner: OwnerId::from_bits(1) }
@@ -22,7 +23,7 @@ async fn replacing_all_reports_only_differences_by_value() {
     table.put(entry(1));
     table.put(entry(2));
     table.put(entry(3));
-    let mut watch = table.watch(Query::AllEndpoints);
+    let mut watch = table.watch(Query::AllEndpoints, None);
     assert!(matches!(watch.next().await, Some(Change::Snapshot(all)) if all.len() == 3));
     let changed = with_address(entry(2), "elsewhere:1/x");
     let next =
@@ -36,13 +37,15 @@ async fn replacing_all_reports_only_differences_by_value() {
 #[tokio::test]
 async fn a_watcher_that_lags_gets_a_fresh_snapshot() {
     let table = Table::new();
-    let mut watch = table.watch(Query::AllEndpoints);
+    let hits = BoundHits::new(&Metrics::new()).unwrap().of("discovery_watch");
+    let mut watch = table.watch(Query::AllEndpoints, Some(hits.clone()));
     assert_eq!(watch.next().await, Some(Change::Snapshot(vec![])));
     for port in 0..=MAX_PENDING_CHANGES {
         table.put(with_address(entry(1), &format!("h:{port}/x")));
     }
     let last = with_address(entry(1), &format!("h:{MAX_PENDING_CHANGES}/x"));
     assert_eq!(watch.next().await, Some(Change::Snapshot(vec![last.record])));
+    assert_eq!(hits.get(), 1);
     assert!(watch.take().is_none());
     table.remove(&entry(1).record.key(), OwnerId::from_bits(1));
     assert_eq!(watch.next().await, Some(Change::Removed(entry(1).record.key())));
@@ -51,7 +54,7 @@ async fn a_watcher_that_lags_gets_a_fresh_snapshot() {
 #[tokio::test]
 async fn a_closed_table_ends_its_watches_after_what_is_pending() {
     let table = Table::new();
-    let mut watch = table.watch(Query::AllEndpoints);
+    let mut watch = table.watch(Query::AllEndpoints, None);
     assert!(watch.next().await.is_some());
     table.put(entry(1));
     table.close();
