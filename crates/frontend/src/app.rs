@@ -4,11 +4,11 @@ use std::sync::{Arc, atomic::AtomicBool};
 
 use axum::http::StatusCode;
 use dynamo_llm::{ChatModel, ModelCatalog};
-use prometheus::Registry;
+use dynamo_runtime::{Metrics, Phase, metrics::MetricsError};
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    api_error::ApiError, byte_budget::ByteBudget, config::HttpConfig, metrics::FrontendMetrics, phase::Phase,
+    api_error::ApiError, byte_budget::ByteBudget, config::HttpConfig, metrics::FrontendMetrics,
     request_body::BodyLimits,
 };
 
@@ -19,7 +19,7 @@ pub(crate) struct App {
     pub(crate) config: HttpConfig,
     pub(crate) catalog: Arc<dyn ModelCatalog>,
     pub(crate) metrics: Arc<FrontendMetrics>,
-    pub(crate) registry: Registry,
+    pub(crate) registry: Metrics,
     pub(crate) body_limits: BodyLimits,
     pub(crate) large_parses: Semaphore,
     /// Whether somebody was told that routing headers are passed over.
@@ -31,9 +31,9 @@ impl App {
     pub(crate) fn new(
         config: HttpConfig,
         catalog: Arc<dyn ModelCatalog>,
-        registry: Registry,
+        registry: Metrics,
         phase: watch::Receiver<Phase>,
-    ) -> Result<Self, prometheus::Error> {
+    ) -> Result<Self, MetricsError> {
         let metrics = Arc::new(FrontendMetrics::new(&config.metrics, &registry)?);
         let body_limits = BodyLimits {
             bytes: config.body_limit,

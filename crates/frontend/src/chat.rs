@@ -168,8 +168,8 @@ fn routing(app: &App, headers: &HeaderMap) -> RoutingHeaders {
 
 fn count_limit(app: &App, error: &ApiError) {
     match error.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => app.metrics.count_bound("http_body"),
-        StatusCode::SERVICE_UNAVAILABLE => app.metrics.count_bound("http_body_budget"),
+        StatusCode::PAYLOAD_TOO_LARGE => app.metrics.bounds.body.inc(),
+        StatusCode::SERVICE_UNAVAILABLE => app.metrics.bounds.body_budget.inc(),
         _ => {}
     }
 }

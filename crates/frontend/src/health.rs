@@ -9,11 +9,11 @@ use axum::{
     http::{HeaderValue, Response, StatusCode, header},
     response::IntoResponse,
 };
-use prometheus::{Encoder, TextEncoder};
+use dynamo_runtime::Phase;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::{api_error::ApiError, app::App, phase::Phase};
+use crate::app::App;
 
 #[derive(Serialize)]
 struct Health {
@@ -39,9 +39,9 @@ struct Transport {
 /// Whether requests should be sent here.
 pub(crate) async fn health(State(app): State<Arc<App>>) -> Response<Body> {
     let phase = app.phase();
-    if phase > Phase::Serving {
+    if phase > Phase::Running {
         let body =
-            json!({"status": "not_ready", "stage": phase.stage(), "message": "the server is shutting down"});
+            json!({"status": "not_ready", "stage": stage(phase), "message": "the server is shutting down"});
         return (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
     }
     let mut instances = app.catalog.instances();
@@ -74,7 +74,7 @@ pub(crate) async fn health(State(app): State<Arc<App>>) -> Response<Body> {
 /// Whether the process turns at all.
 pub(crate) async fn live(State(app): State<Arc<App>>) -> Response<Body> {
     match app.phase() {
-        Phase::Cancelled => {
+        Phase::Cancelling | Phase::Closed => {
             let body = json!({"status": "shutting_down", "message": "the server is shutting down"});
             (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
         }
@@ -82,15 +82,20 @@ pub(crate) async fn live(State(app): State<Arc<App>>) -> Response<Body> {
     }
 }
 
-pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response<Body>, ApiError> {
-    app.metrics.refresh(&app.catalog.list(), &app.catalog.instances());
-    let mut text = Vec::new();
-    TextEncoder::new().encode(&app.registry.gather(), &mut text).map_err(|error| {
-        tracing::warn!("metrics can't be written: {error}");
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "The metrics could not be written")
-    })?;
+pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response<Body> {
+    let mut text = String::new();
+    app.registry.encode_text(&mut text);
     let mut response = Response::new(Body::from(text));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
-    Ok(response)
+    response
+}
+
+/// The incumbent's names.
+fn stage(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Running => "ready",
+        Phase::Leaving | Phase::Draining => "draining",
+        Phase::Cancelling | Phase::Closed => "stopping",
+    }
 }

@@ -9,6 +9,7 @@ use axum::{
     http::{HeaderName, HeaderValue, Response, StatusCode, header},
     routing::{get, post},
 };
+use dynamo_runtime::Phase;
 use hyper::{body::Incoming, service::Service};
 use hyper_util::service::TowerToHyperService;
 
@@ -17,7 +18,6 @@ use crate::{
     app::App,
     chat::chat_completions,
     health, models,
-    phase::Phase,
     request_body::drain,
     request_id::{self, RequestId},
     stall::Connection,
@@ -99,7 +99,7 @@ impl Service<hyper::Request<Incoming>> for ConnectionService {
                 }
             }
             response.headers_mut().insert(REQUEST_ID.clone(), id.header());
-            if app.phase() > Phase::Serving {
+            if app.phase() > Phase::Running {
                 // The client's next request belongs to another server.
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }

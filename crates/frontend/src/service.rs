@@ -4,9 +4,9 @@ use std::{io, sync::Arc, time::Duration};
 
 use axum::Router;
 use dynamo_llm::ModelCatalog;
+use dynamo_runtime::{Metrics, Phase, metrics::MetricsError};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus::Registry;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -17,7 +17,6 @@ use crate::{
     app::App,
     config::HttpConfig,
     listen,
-    phase::Phase,
     routes::{ConnectionService, router},
     sse_body::FRAME_BYTES,
     stall::{Connection, StallGuard},
@@ -38,32 +37,38 @@ pub struct HttpService {
 /// Why a service could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
-    /// The registry holds families of these names already.
+    /// A prefix that is not a name, or families of these names but other types.
     #[error("the metrics could not be registered: {0}")]
-    Metrics(#[from] prometheus::Error),
+    Metrics(#[from] MetricsError),
     /// Two routes at one path.
     #[error("two routes have the path `{0}`; change one of the DYN_HTTP_SVC_*_PATH variables")]
     PathClash(String),
 }
 
 impl HttpService {
-    /// Makes a service. Its metrics go into `registry`, and `/metrics` shows all of that. `phase` says when it is to
-    /// leave; a dropped sender means [`Phase::Cancelled`].
+    /// Makes a service. Its metrics go into `metrics`, and `/metrics` shows all of that. `phase` says when it is to
+    /// leave; a dropped sender means [`Phase::Cancelling`].
     pub fn new(
         config: HttpConfig,
         catalog: Arc<dyn ModelCatalog>,
-        registry: Registry,
+        metrics: &Metrics,
         phase: watch::Receiver<Phase>,
     ) -> Result<Self, ServiceError> {
         if let Some(path) = config.paths.clash() {
             return Err(ServiceError::PathClash(path.to_owned()));
         }
-        let app = Arc::new(App::new(config, catalog, registry, phase)?);
+        let app = Arc::new(App::new(config, catalog, metrics.clone(), phase)?);
+        let refreshed = Arc::downgrade(&app);
+        metrics.on_scrape(move || {
+            if let Some(app) = refreshed.upgrade() {
+                app.metrics.refresh(&app.catalog.list(), &app.catalog.instances());
+            }
+        });
         Ok(Self { router: router(app.clone()), app })
     }
 
     /// Serves until the phase is [`Phase::Draining`] and the last answer has ended, or until
-    /// [`Phase::Cancelled`]. Connections are tasks of this future: dropping it drops them.
+    /// [`Phase::Cancelling`]. Connections are tasks of this future: dropping it drops them.
     pub async fn serve(self, listener: TcpListener) {
         let mut phases = self.app.phases();
         let mut connections = JoinSet::new();
@@ -77,7 +82,7 @@ impl HttpService {
                 accepted = listener.accept(), if !full => match accepted {
                     Ok((stream, _)) => {
                         if connections.len() + 1 == most {
-                            self.app.metrics.count_bound("http_connections");
+                            self.app.metrics.bounds.connections.inc();
                         }
                         connections.spawn(connection(self.app.clone(), self.router.clone(), stream));
                     }
@@ -88,7 +93,7 @@ impl HttpService {
         drop(listener);
         while !connections.is_empty() {
             tokio::select! {
-                () = reached(&mut phases, Phase::Cancelled) => connections.shutdown().await,
+                () = reached(&mut phases, Phase::Cancelling) => connections.shutdown().await,
                 Some(ended) = connections.join_next() => self.note_end(ended),
             }
         }
@@ -98,7 +103,6 @@ impl HttpService {
         if let Err(error) = ended
             && error.is_panic()
         {
-            self.app.metrics.count_bound("http_connection_panics");
             tracing::error!("a connection's task panicked");
         }
     }
@@ -128,7 +132,7 @@ async fn connection(app: Arc<App>, router: Router, stream: TcpStream) {
         }
     };
     if state.is_stalled() {
-        app.metrics.count_bound("http_slow_reader");
+        app.metrics.bounds.slow_readers.inc();
     }
     if let Err(error) = ended {
         tracing::trace!("connection ended: {error}");

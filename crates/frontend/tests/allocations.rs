@@ -14,9 +14,10 @@ use std::{
 };
 
 use dynamo_frontend::{
-    HttpConfig, HttpService, Phase, bind,
+    HttpConfig, HttpService, bind,
     fake::{FakeCatalog, FakeModel, Pace, Script},
 };
+use dynamo_runtime::Phase;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -80,9 +81,9 @@ async fn allocations_of(client: &mut TcpStream, buffer: &mut [u8], tokens: u32) 
 async fn check(script: Script) {
     let model = FakeModel::new("m", script.clone());
     let config = HttpConfig::from_env(&|_| None).unwrap();
-    let (_phase, phases) = watch::channel(Phase::Serving);
+    let (_phase, phases) = watch::channel(Phase::Running);
     let catalog = Arc::new(FakeCatalog::new(vec![model]));
-    let service = HttpService::new(config, catalog, prometheus::Registry::new(), phases).unwrap();
+    let service = HttpService::new(config, catalog, &dynamo_runtime::Metrics::new(), phases).unwrap();
     let listener = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
     let address = listener.local_addr().unwrap();
     let mut tasks = JoinSet::new();

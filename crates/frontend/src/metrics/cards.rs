@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use dynamo_llm::ModelInfo;
+use dynamo_runtime::metrics::MetricsError;
 use parking_lot::Mutex;
 use prometheus::IntGaugeVec;
 
@@ -21,7 +22,7 @@ pub(super) struct CardGauges {
 }
 
 impl CardGauges {
-    pub(super) fn new(make: &Maker<'_>) -> Result<Self, prometheus::Error> {
+    pub(super) fn new(make: &Maker<'_>) -> Result<Self, MetricsError> {
         let gauge = |name: &str, help: &str| make.gauges(name, help, &["model"]);
         Ok(Self {
             total_kv_blocks: gauge("model_total_kv_blocks", "KV blocks of one worker")?,

@@ -3,10 +3,13 @@
 use std::{collections::HashMap, sync::Arc};
 
 use dynamo_llm::{InstanceInfo, ModelInfo};
+use dynamo_runtime::{
+    Metrics,
+    metrics::{BoundHits, MetricsError},
+};
 use parking_lot::RwLock;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry,
+    Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
 };
 
 use super::{MetricsConfig, cards::CardGauges, tracker::RequestKind};
@@ -38,7 +41,7 @@ pub(crate) struct FrontendMetrics {
     worker_time_to_first_token: GaugeVec,
     worker_input_tokens: IntGaugeVec,
     worker_inter_token_latency: GaugeVec,
-    bound_hits: IntCounterVec,
+    pub(crate) bounds: Bounds,
     cards: CardGauges,
     pub(crate) disconnected: IntGauge,
     models: RwLock<HashMap<String, Arc<ModelMetrics>>>,
@@ -83,9 +86,9 @@ impl ModelMetrics {
 }
 
 impl FrontendMetrics {
-    /// Makes the families and registers them. Fails if a registry has them already.
-    pub(crate) fn new(config: &MetricsConfig, registry: &Registry) -> Result<Self, prometheus::Error> {
-        let make = Maker { prefix: &config.prefix, registry };
+    /// Makes the families.
+    pub(crate) fn new(config: &MetricsConfig, metrics: &Metrics) -> Result<Self, MetricsError> {
+        let make = Maker { prefix: &config.prefix, metrics };
         let by_request = ["model", "endpoint", "request_type"];
         let worker = ["worker_id", "dp_rank", "worker_type"];
         Ok(Self {
@@ -154,7 +157,7 @@ impl FrontendMetrics {
                 "Mean seconds between tokens of a worker's last request",
                 &worker,
             )?,
-            bound_hits: make.counters("bound_hits_total", "Times that a limit was reached", &["bound"])?,
+            bounds: Bounds::new(&BoundHits::new(metrics)?),
             cards: CardGauges::new(&make)?,
             disconnected: make
                 .gauge("disconnected_clients", "Clients that left before the end of their answer")?,
@@ -178,11 +181,6 @@ impl FrontendMetrics {
         let model = self.model(UNKNOWN_MODEL);
         model.kind(kind).started.inc();
         model.kind(kind).failed.inc();
-    }
-
-    /// Counts that a limit was reached.
-    pub(crate) fn count_bound(&self, bound: &'static str) {
-        self.bound_hits.with_label_values(&[bound]).inc();
     }
 
     /// The handles of a rank of a worker.
@@ -255,21 +253,38 @@ fn worker_labels<'a>(id: &'a str, rank: &'a str) -> [&'a str; 3] {
     [id, rank, "decode"]
 }
 
-/// Makes and registers families under one prefix.
+/// How often each of the service's limits was reached.
+pub(crate) struct Bounds {
+    pub(crate) body: IntCounter,
+    pub(crate) body_budget: IntCounter,
+    pub(crate) connections: IntCounter,
+    pub(crate) slow_readers: IntCounter,
+}
+
+impl Bounds {
+    fn new(hits: &BoundHits) -> Self {
+        Self {
+            body: hits.of("http_body"),
+            body_budget: hits.of("http_body_budget"),
+            connections: hits.of("http_connections"),
+            slow_readers: hits.of("http_slow_reader"),
+        }
+    }
+}
+
+/// Makes families under one prefix.
 pub(super) struct Maker<'a> {
     prefix: &'a str,
-    registry: &'a Registry,
+    metrics: &'a Metrics,
 }
 
 impl Maker<'_> {
-    fn options(&self, name: &str, help: &str) -> Opts {
-        Opts::new(format!("{}_{name}", self.prefix), help)
+    fn name(&self, name: &str) -> String {
+        format!("{}_{name}", self.prefix)
     }
 
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
-        let family = IntCounterVec::new(self.options(name, help), labels)?;
-        self.registry.register(Box::new(family.clone()))?;
-        Ok(family)
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, MetricsError> {
+        self.metrics.counter_vec(&self.name(name), help, labels)
     }
 
     pub(super) fn gauges(
@@ -277,33 +292,19 @@ impl Maker<'_> {
         name: &str,
         help: &str,
         labels: &[&str],
-    ) -> Result<IntGaugeVec, prometheus::Error> {
-        let family = IntGaugeVec::new(self.options(name, help), labels)?;
-        self.registry.register(Box::new(family.clone()))?;
-        Ok(family)
+    ) -> Result<IntGaugeVec, MetricsError> {
+        self.metrics.gauge_vec(&self.name(name), help, labels)
     }
 
-    fn float_gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, prometheus::Error> {
-        let family = GaugeVec::new(self.options(name, help), labels)?;
-        self.registry.register(Box::new(family.clone()))?;
-        Ok(family)
+    fn float_gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, MetricsError> {
+        self.metrics.float_gauge_vec(&self.name(name), help, labels)
     }
 
-    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-        let gauge = IntGauge::with_opts(self.options(name, help))?;
-        self.registry.register(Box::new(gauge.clone()))?;
-        Ok(gauge)
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, MetricsError> {
+        self.metrics.gauge(&self.name(name), help)
     }
 
-    fn histograms(
-        &self,
-        name: &str,
-        help: &str,
-        bounds: Vec<f64>,
-    ) -> Result<HistogramVec, prometheus::Error> {
-        let options = HistogramOpts::from(self.options(name, help)).buckets(bounds);
-        let family = HistogramVec::new(options, &["model"])?;
-        self.registry.register(Box::new(family.clone()))?;
-        Ok(family)
+    fn histograms(&self, name: &str, help: &str, bounds: Vec<f64>) -> Result<HistogramVec, MetricsError> {
+        self.metrics.histogram_vec(&self.name(name), help, &bounds, &["model"])
     }
 }

@@ -103,7 +103,7 @@ async fn a_body_over_the_limit_gets_a_readable_413() {
         [("content-type", "application/json"), ("content-length", "9000000"), ("expect", "100-continue")];
     polite.send("POST", "/v1/chat/completions", &headers, b"").await;
     check(&polite.answer().await, 413, "over the limit");
-    assert_eq!(server.metric("dynamo_frontend_bound_hits_total", &[("bound", "http_body")]), 3.0);
+    assert_eq!(server.metric("dynamo_bound_hits_total", &[("bound", "http_body")]), 3.0);
 }
 
 #[tokio::test]

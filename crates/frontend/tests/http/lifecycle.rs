@@ -1,9 +1,7 @@
 use std::time::Duration;
 
-use dynamo_frontend::{
-    Phase,
-    fake::{FakeModel, Pace, Script, ScriptEnding},
-};
+use dynamo_frontend::fake::{FakeModel, Pace, Script, ScriptEnding};
+use dynamo_runtime::Phase;
 use serde_json::json;
 use tokio::net::TcpStream;
 
@@ -59,7 +57,7 @@ async fn a_client_that_stops_reading_holds_little_and_is_ended() {
     let taken = server.metric("dynamo_frontend_output_tokens_total", &[]) * 220.0;
     assert!(taken < 8e6, "{taken} bytes were made for a client that reads nothing");
     eventually("the stall is counted", || {
-        server.metric("dynamo_frontend_bound_hits_total", &[("bound", "http_slow_reader")]) == 1.0
+        server.metric("dynamo_bound_hits_total", &[("bound", "http_slow_reader")]) == 1.0
     })
     .await;
     client.closed().await;
@@ -123,7 +121,7 @@ async fn cancelling_breaks_off_what_does_not_end() {
     server.enter(Phase::Draining);
     tokio::task::yield_now().await;
     assert!(!server.has_ended());
-    server.enter(Phase::Cancelled);
+    server.enter(Phase::Cancelling);
     server.ended().await;
     assert_eq!(server.records[0].dropped(), 1);
 }

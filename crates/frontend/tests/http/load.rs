@@ -41,5 +41,5 @@ async fn connections_over_the_limit_wait() {
     while let Some(status) = streams.join_next().await {
         assert_eq!(status.unwrap(), 200);
     }
-    assert!(server.metric("dynamo_frontend_bound_hits_total", &[("bound", "http_connections")]) >= 1.0);
+    assert!(server.metric("dynamo_bound_hits_total", &[("bound", "http_connections")]) >= 1.0);
 }

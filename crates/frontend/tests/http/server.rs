@@ -7,10 +7,10 @@ use std::{
 };
 
 use dynamo_frontend::{
-    HttpConfig, HttpService, Phase, bind,
+    HttpConfig, HttpService, bind,
     fake::{FakeCatalog, FakeModel, Record},
 };
-use prometheus::Registry;
+use dynamo_runtime::{Metrics, Phase};
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 /// No test waits longer for anything.
@@ -19,7 +19,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) records: Vec<Arc<Record>>,
-    pub(crate) registry: Registry,
+    metrics: Metrics,
     phase: watch::Sender<Phase>,
     tasks: JoinSet<()>,
 }
@@ -33,15 +33,15 @@ impl Server {
         let mut config = HttpConfig::from_env(&|_| None).unwrap();
         change(&mut config);
         let records = models.iter().map(|model| model.record.clone()).collect();
-        let registry = Registry::new();
-        let (phase, phases) = watch::channel(Phase::Serving);
+        let metrics = Metrics::new();
+        let (phase, phases) = watch::channel(Phase::Running);
         let catalog = Arc::new(FakeCatalog::new(models));
-        let service = HttpService::new(config, catalog, registry.clone(), phases).unwrap();
+        let service = HttpService::new(config, catalog, &metrics, phases).unwrap();
         let listener = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
         let address = listener.local_addr().unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(service.serve(listener));
-        Self { address, records, registry, phase, tasks }
+        Self { address, records, metrics, phase, tasks }
     }
 
     pub(crate) fn enter(&self, phase: Phase) {
@@ -58,23 +58,20 @@ impl Server {
         self.tasks.try_join_next().is_some()
     }
 
-    /// The sum of a family's values over all labels.
+    /// The sum of a family's values over all series that have these labels; for a histogram, its observations.
     pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        let families = self.registry.gather();
-        let family = families.iter().find(|family| family.name() == name);
-        let metrics = family.map(|family| family.get_metric()).unwrap_or_default();
-        let matching = metrics.iter().filter(|metric| {
-            labels.iter().all(|&(label, value)| {
-                metric.get_label().iter().any(|pair| pair.name() == label && pair.value() == value)
-            })
+        let mut text = String::new();
+        self.metrics.encode_text(&mut text);
+        let of_family = text.lines().filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let rest = series.strip_prefix(name)?;
+            let rest = rest.strip_prefix("_count").unwrap_or(rest);
+            (rest.is_empty() || rest.starts_with('{')).then_some((rest, value))
         });
-        matching
-            .map(|metric| {
-                metric.get_counter().get_value()
-                    + metric.get_gauge().get_value()
-                    + metric.get_histogram().get_sample_count() as f64
-            })
-            .sum()
+        let matching = of_family.filter(|(series, _)| {
+            labels.iter().all(|(label, value)| series.contains(&format!("{label}=\"{value}\"")))
+        });
+        matching.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
     }
 }
 
