@@ -19,6 +19,9 @@ use super::{inlet::Inlet, link::Link};
 
 /// One read fills at most this; it holds the frames of a step of thousands of streams.
 const READ_BUFFER: usize = 128 * 1024;
+/// Times that a connection writes and reads before other tasks get their turn: a long message takes milliseconds, and
+/// each round a tenth of one.
+const ROUNDS: usize = 2;
 /// For the last output of a connection that is closed by this end.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
@@ -40,7 +43,7 @@ pub(super) async fn drive(link: Arc<Link>, mut read: OwnedReadHalf) {
         if cancelled.as_mut().poll(cx).is_ready() {
             return Poll::Ready(End::Shutdown);
         }
-        loop {
+        for _ in 0..ROUNDS {
             let mut idle = true;
             match link.poll_write(cx) {
                 Poll::Ready(Ok(more)) => idle = !more,
@@ -80,6 +83,9 @@ pub(super) async fn drive(link: Arc<Link>, mut read: OwnedReadHalf) {
                 }
             }
         }
+        // There is more; the readers that were woken come first.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     })
     .await;
 

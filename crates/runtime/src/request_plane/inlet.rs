@@ -46,7 +46,9 @@ impl Inlet {
 
     /// Takes a batch of bytes from the peer.
     pub(super) fn input(&mut self, bytes: &[u8]) -> Result<(), ConnectionError> {
-        self.link.shared.metrics.bytes_received.inc_by(bytes.len() as u64);
+        let metrics = &self.link.shared.metrics;
+        metrics.reads.inc();
+        metrics.bytes_received.inc_by(bytes.len() as u64);
         let link = self.link.clone();
         let result = {
             let mut core = link.core();

@@ -15,6 +15,8 @@ pub struct RequestPlaneMetrics {
     pub(super) connections: IntGauge,
     pub(super) bytes_sent: IntCounter,
     pub(super) bytes_received: IntCounter,
+    pub(super) writes: IntCounter,
+    pub(super) reads: IntCounter,
     pub(super) errors: IntCounter,
     pub(super) accept_backoffs: IntCounter,
     pub(super) stream_bound: IntCounter,
@@ -50,6 +52,8 @@ impl RequestPlaneMetrics {
                 .counter("dynamo_transport_tcp_bytes_sent_total", "Bytes written to sockets")?,
             bytes_received: metrics
                 .counter("dynamo_transport_tcp_bytes_received_total", "Bytes read from sockets")?,
+            writes: metrics.counter("dynamo_transport_tcp_writes_total", "Writes to sockets")?,
+            reads: metrics.counter("dynamo_transport_tcp_reads_total", "Reads from sockets")?,
             errors: metrics.counter(
                 "dynamo_transport_tcp_errors_total",
                 "Connections that failed or could not be opened",

@@ -66,7 +66,7 @@ impl Responder {
         }
     }
 
-    /// Ends the answer cleanly, after what was pushed, and flushes.
+    /// Ends the answer cleanly, after what was pushed. Needs no flush.
     pub fn finish(mut self) {
         self.over = true;
         self.serving().disarm();
@@ -76,7 +76,7 @@ impl Responder {
         }
     }
 
-    /// Ends the answer with an error, after what was pushed, and flushes. Before the handler has returned and
+    /// Ends the answer with an error, after what was pushed; needs no flush. Before the handler has returned and
     /// anything was pushed, it refuses the request.
     pub fn fail(mut self, error: StreamError) {
         self.fail_now(error);

@@ -88,12 +88,12 @@ async fn a_reader_that_catches_up_lives_on(transport: Transport) {
     let (_guard, kept, _reasons) = keep(&stage);
     let mut stream = stage.open("").await.unwrap();
     for _ in 0..3 {
-        for n in 0..600u32 {
+        for n in 0..450u32 {
             assert_eq!(kept.lock()[0].push(&[&n.to_le_bytes()[..], &[0; 1000]].concat()), PushState::Open);
         }
         kept.lock()[0].flush();
         until("the credit is used", || stage.buffered() > 250_000).await;
-        for n in 0..600u32 {
+        for n in 0..450u32 {
             let item = tokio::time::timeout(PATIENCE, stream.next()).await.unwrap().unwrap().unwrap();
             assert_eq!(item[..4], n.to_le_bytes());
         }
