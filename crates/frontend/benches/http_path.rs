@@ -9,7 +9,7 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream},
     sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
@@ -19,7 +19,7 @@ use dynamo_frontend::{
     HttpConfig, HttpService, bind,
     fake::{FakeCatalog, FakeModel, Pace, Script},
 };
-use dynamo_runtime::Phase;
+use dynamo_runtime::{Metrics, Phase};
 use tokio::sync::watch;
 
 struct Server {
@@ -37,9 +37,8 @@ impl Server {
             runtime.block_on(async {
                 let config = HttpConfig::from_env(&|_| None).unwrap();
                 let catalog = Arc::new(FakeCatalog::new(vec![FakeModel::new("tiny", script)]));
-                let service =
-                    HttpService::new(config, catalog, &dynamo_runtime::Metrics::new(), phases).unwrap();
-                let listener = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+                let service = HttpService::new(config, catalog, Metrics::new(), phases).unwrap();
+                let listener = bind("127.0.0.1", 0).await.unwrap();
                 let link = fs::read_link("/proc/thread-self").unwrap();
                 tell.send((listener.local_addr().unwrap(), link.display().to_string())).unwrap();
                 service.serve(listener).await;

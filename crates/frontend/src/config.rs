@@ -60,6 +60,35 @@ pub struct ConfigError {
 }
 
 impl HttpConfig {
+    /// The variables that [`HttpConfig::from_env`] reads.
+    pub const VARIABLES: [&'static str; 25] = [
+        "DYN_HTTP_BODY_LIMIT_MB",
+        "DYN_HTTP_SSE_KEEP_ALIVE_INTERVAL_MS",
+        "DYN_HTTP_OVERLOAD_STATUS_CODE",
+        "DYN_IGNORE_OPENAI_FE_UNSUPPORTED_FIELDS",
+        "DYN_HTTP_SVC_CHAT_PATH",
+        "DYN_HTTP_SVC_MODELS_PATH",
+        "DYN_HTTP_SVC_HEALTH_PATH",
+        "DYN_HTTP_SVC_LIVE_PATH",
+        "DYN_HTTP_SVC_METRICS_PATH",
+        "DYN_METRICS_PREFIX",
+        "DYN_METRICS_REQUEST_DURATION_MIN",
+        "DYN_METRICS_REQUEST_DURATION_MAX",
+        "DYN_METRICS_REQUEST_DURATION_COUNT",
+        "DYN_METRICS_INPUT_SEQUENCE_MIN",
+        "DYN_METRICS_INPUT_SEQUENCE_MAX",
+        "DYN_METRICS_INPUT_SEQUENCE_COUNT",
+        "DYN_METRICS_OUTPUT_SEQUENCE_MIN",
+        "DYN_METRICS_OUTPUT_SEQUENCE_MAX",
+        "DYN_METRICS_OUTPUT_SEQUENCE_COUNT",
+        "DYN_METRICS_TTFT_MIN",
+        "DYN_METRICS_TTFT_MAX",
+        "DYN_METRICS_TTFT_COUNT",
+        "DYN_METRICS_ITL_MIN",
+        "DYN_METRICS_ITL_MAX",
+        "DYN_METRICS_ITL_COUNT",
+    ];
+
     /// The defaults, changed by the variables that `variable` knows.
     pub fn from_env(variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let body_limit = MIB * number(variable, "DYN_HTTP_BODY_LIMIT_MB", 45, 1)?;
@@ -162,6 +191,17 @@ mod tests {
         assert_eq!(with("DYN_HTTP_OVERLOAD_STATUS_CODE", "529").unwrap().overload_status.as_u16(), 529);
         let keep_alive = with("DYN_HTTP_SSE_KEEP_ALIVE_INTERVAL_MS", "15000").unwrap().sse_keep_alive;
         assert_eq!(keep_alive, Some(Duration::from_secs(15)));
+    }
+
+    #[test]
+    fn all_variables_that_are_read_are_listed() {
+        let read = std::cell::RefCell::new(std::collections::BTreeSet::new());
+        HttpConfig::from_env(&|name| {
+            read.borrow_mut().insert(name.to_owned());
+            None
+        })
+        .unwrap();
+        assert_eq!(read.into_inner(), HttpConfig::VARIABLES.map(str::to_owned).into());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, lookup_host};
 
 /// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -19,6 +19,14 @@ pub enum BindError {
     /// Somebody else has it.
     #[error("{0} is in use by another process; choose another port with --http-port")]
     InUse(SocketAddr),
+    /// The host has no address.
+    #[error("the host `{host}` has no address to listen on: {source}")]
+    Host {
+        /// As it was given.
+        host: String,
+        /// Why.
+        source: io::Error,
+    },
     /// Anything else.
     #[error("can't listen on {address}: {source}")]
     Other {
@@ -29,12 +37,20 @@ pub enum BindError {
     },
 }
 
-/// Listens on `address`. Must be called within a tokio runtime.
-pub fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
-    listen(address).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => BindError::InUse(address),
-        _ => BindError::Other { address, source },
-    })
+/// Listens on a host (a name, or an IP address with or without brackets) and a port (0: a free one). Of several
+/// addresses, the first one that can be had.
+pub async fn bind(host: &str, port: u16) -> Result<TcpListener, BindError> {
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    let unknown = |source| BindError::Host { host: host.to_owned(), source };
+    let mut failure = unknown(io::ErrorKind::NotFound.into());
+    for address in lookup_host((bare, port)).await.map_err(unknown)? {
+        match listen(address) {
+            Ok(listener) => return Ok(listener),
+            Err(source) if source.kind() == io::ErrorKind::AddrInUse => failure = BindError::InUse(address),
+            Err(source) => failure = BindError::Other { address, source },
+        }
+    }
+    Err(failure)
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -55,4 +71,28 @@ pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     // A peer that vanished while nothing is sent is found by probes.
     SockRef::from(stream).set_keepalive(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn hosts_may_be_names_and_bracketed_addresses() {
+        for host in ["127.0.0.1", "localhost"] {
+            assert!(bind(host, 0).await.unwrap().local_addr().unwrap().ip().is_loopback(), "{host}");
+        }
+        // A machine without IPv6 says so; the brackets must not be the reason.
+        if let Err(error) = bind("[::1]", 0).await {
+            assert!(matches!(error, BindError::Other { .. }), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_names_the_flag() {
+        let taken = bind("127.0.0.1", 0).await.unwrap().local_addr().unwrap();
+        let _holder = std::net::TcpListener::bind(taken).unwrap();
+        let error = bind("127.0.0.1", taken.port()).await.unwrap_err();
+        assert!(error.to_string().contains("--http-port"), "{error}");
+    }
 }

@@ -51,7 +51,7 @@ impl HttpService {
     pub fn new(
         config: HttpConfig,
         catalog: Arc<dyn ModelCatalog>,
-        metrics: &Metrics,
+        metrics: Metrics,
         phase: watch::Receiver<Phase>,
     ) -> Result<Self, ServiceError> {
         if let Some(path) = config.paths.clash() {

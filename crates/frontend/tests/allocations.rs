@@ -5,7 +5,6 @@
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
-    net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -17,7 +16,7 @@ use dynamo_frontend::{
     HttpConfig, HttpService, bind,
     fake::{FakeCatalog, FakeModel, Pace, Script},
 };
-use dynamo_runtime::Phase;
+use dynamo_runtime::{Metrics, Phase};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -83,8 +82,8 @@ async fn check(script: Script) {
     let config = HttpConfig::from_env(&|_| None).unwrap();
     let (_phase, phases) = watch::channel(Phase::Running);
     let catalog = Arc::new(FakeCatalog::new(vec![model]));
-    let service = HttpService::new(config, catalog, &dynamo_runtime::Metrics::new(), phases).unwrap();
-    let listener = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    let service = HttpService::new(config, catalog, Metrics::new(), phases).unwrap();
+    let listener = bind("127.0.0.1", 0).await.unwrap();
     let address = listener.local_addr().unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(service.serve(listener));

@@ -12,8 +12,8 @@ use crate::{
 
 const HELLO: [&str; 4] = ["Hel", "lo \"wörld\"", "\n", "!"];
 
-fn hello() -> Server {
-    Server::start(vec![FakeModel::new("m", Script::of(&HELLO))])
+async fn hello() -> Server {
+    Server::start(vec![FakeModel::new("m", Script::of(&HELLO))]).await
 }
 
 /// The answer as its transcript has it: what differs from run to run is named.
@@ -42,7 +42,7 @@ async fn ask_as(server: &Server, id: &str, body: serde_json::Value) -> Answer {
 
 #[tokio::test]
 async fn a_stream_is_what_the_transcript_says() {
-    let server = hello();
+    let server = hello().await;
     let answer = ask_as(&server, "r-1", chat(json!({"stream": true}))).await;
     assert_eq!(answer.status, 200);
     assert_eq!(answer.headers["content-type"], "text/event-stream");
@@ -51,7 +51,7 @@ async fn a_stream_is_what_the_transcript_says() {
 
 #[tokio::test]
 async fn usage_and_annotations_come_when_asked_for() {
-    let server = hello();
+    let server = hello().await;
     let body = chat(json!({"stream": true, "stream_options": {"include_usage": true},
         "nvext": {"annotations": ["request_id"], "extra_fields": ["worker_id"]}}));
     let answer = ask_as(&server, "r-2", body).await;
@@ -60,7 +60,7 @@ async fn usage_and_annotations_come_when_asked_for() {
 
 #[tokio::test]
 async fn a_whole_answer_is_the_stream_folded() {
-    let server = hello();
+    let server = hello().await;
     let answer = ask_as(&server, "r-3", chat(json!({}))).await;
     assert_eq!(answer.status, 200);
     assert_eq!(normalized(&answer, "r-3"), include_str!("transcripts/whole.txt").trim_end());
@@ -73,7 +73,7 @@ async fn a_whole_answer_is_the_stream_folded() {
 #[tokio::test]
 async fn a_stream_that_breaks_says_so_and_counts_as_an_error() {
     let script = Script { ending: ScriptEnding::Fail(GenerateError::WorkerLost), ..Script::of(&["a", "b"]) };
-    let server = Server::start(vec![FakeModel::new("m", script)]);
+    let server = Server::start(vec![FakeModel::new("m", script)]).await;
     let answer = ask_as(&server, "r-4", chat(json!({"stream": true}))).await;
     assert_eq!(normalized(&answer, "r-4"), include_str!("transcripts/stream_broken.txt"));
     let failed = [("status", "error"), ("request_type", "stream")];
@@ -85,7 +85,7 @@ async fn a_stream_that_breaks_says_so_and_counts_as_an_error() {
 async fn an_engine_error_is_an_event_and_never_a_finish() {
     let reason = FinishReason::Error("secret".into());
     let script = Script { ending: ScriptEnding::Finish(reason), ..Script::of(&["a"]) };
-    let server = Server::start(vec![FakeModel::new("m", script)]);
+    let server = Server::start(vec![FakeModel::new("m", script)]).await;
     let answer = ask(server.address, &chat(json!({"stream": true}))).await;
     let events = answer.events();
     assert!(events[1].starts_with(r#"{"error":{"message":"#), "{events:?}");
@@ -96,7 +96,7 @@ async fn an_engine_error_is_an_event_and_never_a_finish() {
 
 #[tokio::test]
 async fn deltas_without_text_are_counted_but_not_sent() {
-    let server = Server::start(vec![FakeModel::new("m", Script::of(&["a", "", "b"]))]);
+    let server = Server::start(vec![FakeModel::new("m", Script::of(&["a", "", "b"]))]).await;
     let answer = ask(server.address, &chat(json!({"stream": true}))).await;
     assert_eq!(answer.events().len(), 4);
     assert_eq!(answer.streamed_text(), "ab");
@@ -112,7 +112,7 @@ async fn finish_reasons_have_openais_names() {
         (FinishReason::ContentFilter, "content_filter"),
     ] {
         let script = Script { ending: ScriptEnding::Finish(reason), ..Script::of(&["a"]) };
-        let server = Server::start(vec![FakeModel::new("m", script)]);
+        let server = Server::start(vec![FakeModel::new("m", script)]).await;
         assert_eq!(ask(server.address, &chat(json!({}))).await.json()["choices"][0]["finish_reason"], word);
     }
 }
@@ -122,7 +122,7 @@ async fn every_token_is_an_event_of_its_own_however_they_come() {
     let tick = Pace::Every(Duration::from_millis(1));
     for (per_poll, pace) in [(1, Pace::Burst), (7, Pace::Burst), (50, tick), (500, tick)] {
         let script = Script { tokens: 2000, per_poll, pace, ..Script::of(&["ab", "\u{1}c"]) };
-        let server = Server::start(vec![FakeModel::new("m", script)]);
+        let server = Server::start(vec![FakeModel::new("m", script)]).await;
         let answer = ask(server.address, &chat(json!({"stream": true}))).await;
         assert_eq!(answer.events().len(), 2002);
         assert_eq!(answer.streamed_text(), "ab\u{1}c".repeat(1000));
@@ -134,7 +134,8 @@ async fn a_silent_stream_has_comments_if_configured() {
     let script = Script { pace: Pace::Silent, ..Script::of(&["a"]) };
     let server = Server::with(vec![FakeModel::new("m", script)], |config| {
         config.sse_keep_alive = Some(Duration::from_millis(5));
-    });
+    })
+    .await;
     let mut client = Client::connect(server.address).await;
     client.post(&chat(json!({"stream": true}))).await;
     client.until(": keep-alive\n\n").await;
@@ -146,7 +147,8 @@ async fn a_silent_stream_has_comments_if_configured() {
 async fn the_model_gets_what_was_asked() {
     let server = Server::with(vec![FakeModel::new("m", Script::of(&HELLO))], |config| {
         config.trust_routing_headers = true;
-    });
+    })
+    .await;
     let body = chat(json!({"max_tokens": 2, "stop": "x", "ignore_eos": true, "temperature": 0.5}));
     let headers = [
         ("content-type", "application/json"),
@@ -167,7 +169,7 @@ async fn the_model_gets_what_was_asked() {
 
 #[tokio::test]
 async fn routing_headers_are_ignored_unless_trusted() {
-    let server = hello();
+    let server = hello().await;
     let mut client = Client::connect(server.address).await;
     let headers = [("content-type", "application/json"), ("x-worker-instance-id", "42")];
     client

@@ -8,8 +8,8 @@ use crate::{
     server::Server,
 };
 
-fn server() -> Server {
-    Server::start(vec![FakeModel::new("m", Script::of(&["a"]))])
+async fn server() -> Server {
+    Server::start(vec![FakeModel::new("m", Script::of(&["a"]))]).await
 }
 
 /// Checks both forms of the body, and returns the nested one's `type`, `param` and `code`.
@@ -33,7 +33,7 @@ async fn post_raw(server: &Server, content_type: &str, body: &[u8]) -> Answer {
 
 #[tokio::test]
 async fn requests_that_are_wrong_get_400_and_the_field() {
-    let server = server();
+    let server = server().await;
     for (body, words, param) in [
         (chat(json!({"temperature": 3})), "Validation: temperature", Some("temperature")),
         (chat(json!({"temperature": "3"})), "temperature", Some("temperature")),
@@ -56,7 +56,7 @@ async fn requests_that_are_wrong_get_400_and_the_field() {
 
 #[tokio::test]
 async fn unknown_models_routes_and_methods_are_json_errors() {
-    let server = server();
+    let server = server().await;
     let (kind, param, code) =
         check(&ask(server.address, &chat(json!({"model": "x"}))).await, 404, "Model not found");
     assert_eq!((kind.as_str(), param.as_deref()), ("not_found_error", Some("model")));
@@ -69,7 +69,7 @@ async fn unknown_models_routes_and_methods_are_json_errors() {
 
 #[tokio::test]
 async fn bodies_must_be_json() {
-    let server = server();
+    let server = server().await;
     let body = serde_json::to_vec(&chat(json!({}))).unwrap();
     for kind in ["text/plain", "application/jsonp", "application/+json", ""] {
         check(&post_raw(&server, kind, &body).await, 415, "application/json");
@@ -82,7 +82,8 @@ async fn bodies_must_be_json() {
 #[tokio::test]
 async fn a_body_over_the_limit_gets_a_readable_413() {
     let server =
-        Server::with(vec![FakeModel::new("m", Script::of(&["a"]))], |config| config.body_limit = 1 << 20);
+        Server::with(vec![FakeModel::new("m", Script::of(&["a"]))], |config| config.body_limit = 1 << 20)
+            .await;
     let body = vec![b' '; 8 << 20];
     // By its announced length, all of it sent before anything is read.
     check(&post_raw(&server, "application/json", &body).await, 413, "limit of 1048576 bytes");
@@ -109,7 +110,7 @@ async fn a_body_over_the_limit_gets_a_readable_413() {
 #[tokio::test]
 async fn bodies_over_the_common_budget_get_503() {
     let server =
-        Server::with(vec![FakeModel::new("m", Script::of(&["a"]))], |config| config.body_budget = 2000);
+        Server::with(vec![FakeModel::new("m", Script::of(&["a"]))], |config| config.body_budget = 2000).await;
     let mut holder = Client::connect(server.address).await;
     let headers = [("content-type", "application/json"), ("content-length", "1900")];
     holder.send("POST", "/v1/chat/completions", &headers, b"").await;
@@ -131,7 +132,8 @@ async fn bodies_over_the_common_budget_get_503() {
 async fn a_body_that_stops_arriving_gets_408() {
     let server = Server::with(vec![FakeModel::new("m", Script::of(&["a"]))], |config| {
         config.body_timeout = std::time::Duration::from_millis(30);
-    });
+    })
+    .await;
     let mut client = Client::connect(server.address).await;
     let headers = [("content-type", "application/json"), ("content-length", "100")];
     client.send("POST", "/v1/chat/completions", &headers, b"").await;
@@ -141,7 +143,7 @@ async fn a_body_that_stops_arriving_gets_408() {
 
 #[tokio::test]
 async fn a_head_over_the_limit_gets_431() {
-    let server = server();
+    let server = server().await;
     let mut client = Client::connect(server.address).await;
     client.send("GET", "/live", &[("x-long", &"x".repeat(100 << 10))], b"").await;
     assert_eq!(client.answer().await.status, 431);
@@ -160,7 +162,8 @@ async fn what_models_refuse_follows_the_table() {
         let script = Script { refusal: Some(refusal), ..Script::of(&["a"]) };
         let server = Server::with(vec![FakeModel::new("m", script)], |config| {
             config.overload_status = 529.try_into().unwrap();
-        });
+        })
+        .await;
         let answer = ask(server.address, &chat(json!({"stream": true}))).await;
         assert!(!answer.text().contains("secret"));
         assert_eq!(check(&answer, status, words).0, kind);
@@ -169,13 +172,13 @@ async fn what_models_refuse_follows_the_table() {
 
 #[tokio::test]
 async fn a_model_without_workers_is_not_ready() {
-    let server = Server::start(vec![FakeModel::new("m", Script::of(&["a"])).not_ready()]);
+    let server = Server::start(vec![FakeModel::new("m", Script::of(&["a"])).not_ready()]).await;
     check(&ask(server.address, &chat(json!({}))).await, 503, "no complete set of workers");
 }
 
 #[tokio::test]
 async fn large_bodies_are_parsed_too() {
-    let server = server();
+    let server = server().await;
     let text = "x".repeat(3 << 20);
     let answer = ask(server.address, &chat(json!({"messages": [{"role": "user", "content": text}]}))).await;
     assert_eq!(answer.status, 200);

@@ -16,7 +16,7 @@ fn hanging() -> FakeModel {
 
 #[tokio::test]
 async fn a_client_that_leaves_its_stream_cancels_the_request() {
-    let server = Server::start(vec![hanging()]);
+    let server = Server::start(vec![hanging()]).await;
     let mut client = Client::connect(server.address).await;
     client.post(&chat(json!({"stream": true}))).await;
     client.until("\"content\":\"a\"").await;
@@ -32,7 +32,7 @@ async fn a_client_that_leaves_its_stream_cancels_the_request() {
 
 #[tokio::test]
 async fn a_client_that_leaves_a_whole_answer_cancels_the_request() {
-    let server = Server::start(vec![hanging()]);
+    let server = Server::start(vec![hanging()]).await;
     let mut client = Client::connect(server.address).await;
     client.post(&chat(json!({}))).await;
     eventually("the answer has begun", || server.records[0].started() == 1).await;
@@ -47,7 +47,8 @@ async fn a_client_that_stops_reading_holds_little_and_is_ended() {
     let script = Script { tokens: 10_000_000, ..Script::of(&["some text of a token"]) };
     let server = Server::with(vec![FakeModel::new("m", script)], |config| {
         config.stall_limit = Duration::from_millis(200);
-    });
+    })
+    .await;
     let mut client = Client::connect(server.address).await;
     client.post(&chat(json!({"stream": true}))).await;
     let head = client.head().await;
@@ -65,7 +66,7 @@ async fn a_client_that_stops_reading_holds_little_and_is_ended() {
 
 #[tokio::test]
 async fn a_connection_serves_many_requests_and_pipelined_ones() {
-    let server = Server::start(vec![FakeModel::new("m", Script::of(&["a", "b"]))]);
+    let server = Server::start(vec![FakeModel::new("m", Script::of(&["a", "b"]))]).await;
     let mut client = Client::connect(server.address).await;
     for stream in [true, false, true] {
         client.post(&chat(json!({"stream": stream}))).await;
@@ -81,7 +82,7 @@ async fn a_connection_serves_many_requests_and_pipelined_ones() {
 
 #[tokio::test]
 async fn leaving_says_so_and_still_serves() {
-    let server = Server::start(vec![FakeModel::new("m", Script::of(&["a"]))]);
+    let server = Server::start(vec![FakeModel::new("m", Script::of(&["a"]))]).await;
     assert_eq!(get(server.address, "/health").await.status, 200);
     server.enter(Phase::Leaving);
     let health = get(server.address, "/health").await;
@@ -94,7 +95,7 @@ async fn leaving_says_so_and_still_serves() {
 #[tokio::test]
 async fn draining_finishes_streams_and_takes_no_more() {
     let script = Script { tokens: 20, pace: Pace::Every(Duration::from_millis(10)), ..Script::of(&["a"]) };
-    let mut server = Server::start(vec![FakeModel::new("m", script)]);
+    let mut server = Server::start(vec![FakeModel::new("m", script)]).await;
     let mut idle = Client::connect(server.address).await;
     idle.send("GET", "/live", &[], b"").await;
     assert_eq!(idle.answer().await.status, 200);
@@ -114,7 +115,7 @@ async fn draining_finishes_streams_and_takes_no_more() {
 
 #[tokio::test]
 async fn cancelling_breaks_off_what_does_not_end() {
-    let mut server = Server::start(vec![hanging()]);
+    let mut server = Server::start(vec![hanging()]).await;
     let mut client = Client::connect(server.address).await;
     client.post(&chat(json!({"stream": true}))).await;
     client.until("\"content\":\"a\"").await;

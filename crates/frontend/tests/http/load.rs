@@ -13,7 +13,7 @@ use crate::{
 async fn a_thousand_streams_at_once_are_all_whole() {
     let script =
         Script { tokens: 20, pace: Pace::Every(Duration::from_millis(5)), ..Script::of(&["x", "y"]) };
-    let server = Server::start(vec![FakeModel::new("m", script)]);
+    let server = Server::start(vec![FakeModel::new("m", script)]).await;
     let mut streams = JoinSet::new();
     for _ in 0..1000 {
         let address = server.address;
@@ -32,7 +32,7 @@ async fn a_thousand_streams_at_once_are_all_whole() {
 #[tokio::test]
 async fn connections_over_the_limit_wait() {
     let script = Script { tokens: 3, pace: Pace::Every(Duration::from_millis(1)), ..Script::of(&["x"]) };
-    let server = Server::with(vec![FakeModel::new("m", script)], |config| config.max_connections = 2);
+    let server = Server::with(vec![FakeModel::new("m", script)], |config| config.max_connections = 2).await;
     let mut streams = JoinSet::new();
     for _ in 0..10 {
         let address = server.address;

@@ -1,10 +1,6 @@
 //! A service on a free port, within the test's own runtime.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use dynamo_frontend::{
     HttpConfig, HttpService, bind,
@@ -25,19 +21,19 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn start(models: Vec<FakeModel>) -> Self {
-        Self::with(models, |_| {})
+    pub(crate) async fn start(models: Vec<FakeModel>) -> Self {
+        Self::with(models, |_| {}).await
     }
 
-    pub(crate) fn with(models: Vec<FakeModel>, change: impl FnOnce(&mut HttpConfig)) -> Self {
+    pub(crate) async fn with(models: Vec<FakeModel>, change: impl FnOnce(&mut HttpConfig)) -> Self {
         let mut config = HttpConfig::from_env(&|_| None).unwrap();
         change(&mut config);
         let records = models.iter().map(|model| model.record.clone()).collect();
         let metrics = Metrics::new();
         let (phase, phases) = watch::channel(Phase::Running);
         let catalog = Arc::new(FakeCatalog::new(models));
-        let service = HttpService::new(config, catalog, &metrics, phases).unwrap();
-        let listener = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+        let service = HttpService::new(config, catalog, metrics.clone(), phases).unwrap();
+        let listener = bind("127.0.0.1", 0).await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(service.serve(listener));

@@ -6,15 +6,15 @@ use crate::{
     server::Server,
 };
 
-fn server() -> Server {
+async fn server() -> Server {
     let models = ["m", "org/big"].map(|name| FakeModel::new(name, Script::of(&["a", "b"])));
     let lame = FakeModel::new("lame", Script::of(&["a"])).not_ready();
-    Server::start(models.into_iter().chain([lame]).collect())
+    Server::start(models.into_iter().chain([lame]).collect()).await
 }
 
 #[tokio::test]
 async fn models_are_listed_and_found() {
-    let server = server();
+    let server = server().await;
     let list = get(server.address, "/v1/models").await.json();
     assert_eq!(list["object"], "list");
     assert_eq!(
@@ -31,7 +31,7 @@ async fn models_are_listed_and_found() {
 
 #[tokio::test]
 async fn health_names_endpoints_and_instances() {
-    let server = server();
+    let server = server().await;
     let health = get(server.address, "/health").await.json();
     assert_eq!(health["status"], "healthy");
     assert_eq!(health["endpoints"], json!(["dyn://dynamo.backend.generate"]));
@@ -42,7 +42,7 @@ async fn health_names_endpoints_and_instances() {
 
 #[tokio::test]
 async fn metrics_have_the_incumbents_names() {
-    let server = server();
+    let server = server().await;
     ask(server.address, &chat(json!({"stream": true}))).await;
     ask(server.address, &chat(json!({"model": "made up"}))).await;
     ask(server.address, &chat(json!({"model": "made up too"}))).await;
