@@ -86,7 +86,7 @@ impl Runtime {
 
     /// Work guards held and streams open.
     pub fn open_work(&self) -> usize {
-        self.inner.guards.len() + self.inner.participants().iter().map(|p| p.open_work()).sum::<usize>()
+        self.inner.open_work()
     }
 
     /// Takes part in shutdown for as long as `participant` lives.
@@ -145,6 +145,11 @@ impl Runtime {
 impl Inner {
     pub(crate) fn participants(&self) -> Vec<Arc<dyn Participant>> {
         self.participants.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(crate) fn open_work(&self) -> usize {
+        self.guards.len()
+            + self.participants().iter().map(|participant| participant.open_work()).sum::<usize>()
     }
 }
 

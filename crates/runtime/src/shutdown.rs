@@ -123,7 +123,7 @@ pub(crate) async fn coordinate(runtime: Arc<Inner>) {
         () = hurry.cancelled() => {}
         drained = timeout(limits.drain, drain(&runtime)) => {
             if drained.is_err() {
-                tracing::error!(left = open_work(&runtime), "work was not drained in time and is cancelled");
+                tracing::error!(left = runtime.open_work(), "work was not drained in time and is cancelled");
             }
         }
     }
@@ -173,19 +173,14 @@ async fn drain(runtime: &Inner) {
     loop {
         // The guards tell when they are gone; participants are asked.
         if timeout(REPORT, runtime.guards.wait()).await.is_ok() {
-            if open_work(runtime) == 0 {
+            if runtime.open_work() == 0 {
                 return;
             }
             sleep(COUNT).await;
         }
         if Instant::now() >= report {
             report = Instant::now() + REPORT;
-            tracing::info!(left = open_work(runtime), "draining");
+            tracing::info!(left = runtime.open_work(), "draining");
         }
     }
-}
-
-fn open_work(runtime: &Inner) -> usize {
-    runtime.guards.len()
-        + runtime.participants().iter().map(|participant| participant.open_work()).sum::<usize>()
 }

@@ -65,7 +65,8 @@ pub struct RuntimeConfig {
 pub enum RequestPlaneSource {
     /// One of its own.
     Start(Box<RequestPlaneConfig>),
-    /// That of another runtime in this process; the two reach each other without a socket.
+    /// That of another runtime in this process; the two reach each other without a socket. They shut down together, on one
+    /// [`Runtime`](crate::Runtime): the plane admits for both or for none.
     Shared(RequestPlane),
 }
 
