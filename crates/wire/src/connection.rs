@@ -113,6 +113,8 @@ pub struct Connection<D> {
     waiting: usize,
     windows: VecDeque<StreamId>,
     pong: Option<[u8; 8]>,
+    /// Long messages that are done with.
+    spent: Vec<Bytes>,
     /// Streams whose buffer has drained and that wanted to know.
     roomy: Vec<StreamId>,
 
@@ -154,6 +156,7 @@ impl<D> Connection<D> {
             waiting: 0,
             windows: VecDeque::new(),
             pong: None,
+            spent: Vec::new(),
             roomy: Vec::new(),
             partial: Vec::new(),
             recv_credit: u64::from(config.connection_credit),
@@ -236,8 +239,13 @@ impl<D> Connection<D> {
             self.timers.set(at, id, TimerKind::Deadline);
         }
         self.waiting += request.payload.len();
-        stream.request =
-            Some(Box::new(OutgoingRequest { head: Some(head), more, payload: request.payload, stop: None }));
+        stream.request = Some(Box::new(OutgoingRequest {
+            head: Some(head),
+            more,
+            long: request.payload.len() >= LONG_TO_FREE,
+            payload: request.payload,
+            stop: None,
+        }));
         stream.in_ready = true;
         self.ready.push_back(id);
         self.streams.insert(id, stream);
@@ -353,6 +361,12 @@ impl<D> Connection<D> {
         }
     }
 
+    /// Long messages that have been sent, or given up: to be dropped where the milliseconds that it may take to give
+    /// their memory back do no harm.
+    pub fn take_spent(&mut self) -> Option<Vec<Bytes>> {
+        if self.spent.is_empty() { None } else { Some(std::mem::take(&mut self.spent)) }
+    }
+
     /// Tells the peer that a path (or, without one, anything) is served no more; or, if `back`, again.
     pub fn go_away(&mut self, path: Option<&str>, back: bool) {
         let path = path.unwrap_or_default();
@@ -461,7 +475,7 @@ impl<D> Connection<D> {
 
     /// Takes a stream out and gives back all that it holds but what its reader holds.
     fn remove(&mut self, id: StreamId) -> Option<Stream<D>> {
-        let stream = self.streams.remove(&id)?;
+        let mut stream = self.streams.remove(&id)?;
         if stream.ours {
             self.ours_open -= 1;
         } else {
@@ -474,7 +488,18 @@ impl<D> Connection<D> {
         if let Some(at) = stream.stalls_at {
             self.timers.clear(at, id, TimerKind::Stall);
         }
-        if let Some(reassembly) = &stream.reassembly {
+        if let Some(request) = &mut stream.request
+            && request.long
+        {
+            self.spent.push(std::mem::take(&mut request.payload));
+        }
+        while !stream.queue.is_empty() {
+            if let Some(message) = stream.queue.pop() {
+                keep_long(&mut self.spent, message.bytes);
+            }
+        }
+        if let Some(reassembly) = stream.reassembly.take() {
+            keep_long(&mut self.spent, reassembly.bytes.into());
             self.recv_pending += u64::from(reassembly.owed);
             if reassembly.loaned {
                 self.budget += reassembly.total as u64;
@@ -489,6 +514,15 @@ impl<D> Connection<D> {
             }
         }
         Some(stream)
+    }
+}
+
+/// Memory from here on goes back to the system when it is freed, page by page.
+const LONG_TO_FREE: usize = 1 << 20;
+
+fn keep_long(spent: &mut Vec<Bytes>, bytes: Bytes) {
+    if bytes.len() >= LONG_TO_FREE {
+        spent.push(bytes);
     }
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct OutgoingRequest {
     pub(crate) head: Option<Vec<u8>>,
     pub(crate) more: bool,
     pub(crate) payload: Bytes,
+    /// Whether the payload was long before it was cut down by sending.
+    pub(crate) long: bool,
     /// A stop asked for before the head left; it follows the head.
     pub(crate) stop: Option<CancelReason>,
 }

@@ -95,6 +95,7 @@ impl Inlet {
             self.calls.push(Call::Cancelled(serving, CancelReason::SlowReader));
         }
         self.link.count(core);
+        self.link.let_go(core);
         if self.buffered != 0 {
             self.link.shared.metrics.buffered.add(std::mem::take(&mut self.buffered));
         }

@@ -355,6 +355,14 @@ impl Link {
             }
         }
         self.count(core);
+        self.let_go(core);
+    }
+
+    /// Frees long messages that are done with elsewhere: giving 32 MiB back to the system takes milliseconds.
+    pub(super) fn let_go(&self, core: &mut Core) {
+        if let Some(spent) = core.wire.take_spent() {
+            self.shared.scope.spawn_blocking("request-plane-free", move || drop(spent));
+        }
     }
 
     /// Brings the gauges up to what the protocol holds.
@@ -380,7 +388,10 @@ impl Link {
             core.established = None;
             core.wire.close(|end, _| ends.push(end));
             self.count(&mut core);
+            self.let_go(&mut core);
         }
+        // Responders and streams keep this link, and with it the socket: the peer must know now.
+        let _ = socket2::SockRef::from(self.socket.as_ref()).shutdown(std::net::Shutdown::Both);
         self.shared.links.lock().remove(&self.number);
         self.shared.metrics.connections.dec();
         for end in ends {

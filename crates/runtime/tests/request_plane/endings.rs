@@ -64,8 +64,9 @@ async fn a_handler_may_refuse(transport: Transport) {
         responder.fail(StreamError::Overloaded("busy".into()));
     });
     assert_eq!(stage.open("").await.err(), Some(StreamError::Overloaded("busy".into())));
-    drop(guard);
+    // Mounted over it, so that the path is never gone.
     let _guard = stage.serve(|_: IncomingRequest, _: Responder| {});
+    drop(guard);
     assert_eq!(stage.open("").await.err(), Some(StreamError::Incomplete));
     stage.assert_idle().await;
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 
 use crate::{
     Connection, Item, MAX_FRAME_PAYLOAD, StreamId,
@@ -101,7 +101,7 @@ impl<D> Connection<D> {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
             let before = stream.waiting();
             let mut frames = ItemsFrames::default();
-            let turn = take_turn(stream, id, &mut self.send_credit, &mut frames, out);
+            let turn = take_turn(stream, id, &mut self.send_credit, &mut self.spent, &mut frames, out);
             frames.close(out);
             self.waiting -= before - stream.waiting();
             if stream.wants_room && stream.queue.is_empty() {
@@ -135,6 +135,7 @@ fn take_turn<D>(
     stream: &mut Stream<D>,
     id: StreamId,
     credit: &mut u64,
+    spent: &mut Vec<Bytes>,
     frames: &mut ItemsFrames,
     out: &mut Vec<u8>,
 ) -> Turn {
@@ -178,7 +179,11 @@ fn take_turn<D>(
                 }
                 sent
             };
-            request.payload.advance(sent);
+            if sent == request.payload.len() && request.long {
+                spent.push(std::mem::take(&mut request.payload));
+            } else {
+                request.payload.advance(sent);
+            }
             if let Some(reason) = request.stop.take() {
                 frame::put(out, frame::CANCEL, 0, id.0, &reason.to_wire().to_le_bytes());
             }
@@ -218,7 +223,9 @@ fn take_turn<D>(
                 stream.front_sent += sent;
                 if stream.front_sent == message.bytes.len() {
                     stream.front_sent = 0;
-                    stream.queue.pop();
+                    if let Some(message) = stream.queue.pop() {
+                        super::keep_long(spent, message.bytes);
+                    }
                 }
             }
             None => {
