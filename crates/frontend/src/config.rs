@@ -117,7 +117,9 @@ impl HttpPaths {
     fn from_env(variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let path = |name, default: &str| match variable(name) {
             None => Ok(default.to_owned()),
-            Some(value) if value.starts_with('/') && !value.contains(['{', '}', '?', '#']) => Ok(value),
+            Some(value) if value.starts_with('/') && !value.contains(['{', '}', ':', '*', '?', '#']) => {
+                Ok(value)
+            }
             Some(value) => Err(ConfigError { name, value, expected: "a path that starts with /" }),
         };
         Ok(Self {
@@ -211,6 +213,7 @@ mod tests {
             ("DYN_HTTP_BODY_LIMIT_MB", "lots"),
             ("DYN_HTTP_SVC_CHAT_PATH", "chat"),
             ("DYN_HTTP_SVC_CHAT_PATH", "/{chat}"),
+            ("DYN_HTTP_SVC_CHAT_PATH", "/:chat"),
             ("DYN_HTTP_OVERLOAD_STATUS_CODE", "200"),
             ("DYN_IGNORE_OPENAI_FE_UNSUPPORTED_FIELDS", "maybe"),
         ] {

@@ -79,10 +79,10 @@ async fn read_all(mut body: Pin<&mut Body>, limits: &BodyLimits) -> Result<(Byte
     if announced > limits.bytes {
         return Err(ApiError::too_large(limits.bytes));
     }
+    // What is announced is not held yet: a client that sends nothing must not shut out others.
     let mut held = limits.budget.share();
     let refuse =
         |_| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "Too many request bodies are held at the moment");
-    held.grow_to(announced).map_err(refuse)?;
     // Most bodies come in one piece, which is not copied.
     let mut only = Bytes::new();
     let mut joined = BytesMut::new();

@@ -1,6 +1,6 @@
 //! Which path is what, and what surrounds every request.
 
-use std::{convert::Infallible, future::Future, pin::Pin, sync::Arc};
+use std::{convert::Infallible, future::Future, pin::Pin, sync::Arc, time::Instant};
 
 use axum::{
     Router,
@@ -82,6 +82,9 @@ impl Service<hyper::Request<Incoming>> for ConnectionService {
 
     fn call(&self, mut request: hyper::Request<Incoming>) -> Self::Future {
         let id = RequestId::of(request.headers());
+        // One line per request, and nothing of it is put together where nobody reads it.
+        let asked = tracing::enabled!(tracing::Level::DEBUG)
+            .then(|| (request.method().clone(), request.uri().path().to_owned(), Instant::now()));
         request.extensions_mut().insert(id.clone());
         request.extensions_mut().insert(self.connection.clone());
         let answer = self.router.call(request);
@@ -102,6 +105,10 @@ impl Service<hyper::Request<Incoming>> for ConnectionService {
             if app.phase() > Phase::Running {
                 // The client's next request belongs to another server.
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            if let Some((method, path, since)) = asked {
+                let (status, latency_ms) = (response.status().as_u16(), since.elapsed().as_millis());
+                tracing::debug!(request_id = %id.0, %method, path, status, latency_ms, "answered");
             }
             Ok(response)
         })

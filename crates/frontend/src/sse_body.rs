@@ -30,6 +30,8 @@ pub(crate) const FRAME_BYTES: usize = 16 << 10;
 const MAX_POLLS: usize = 128;
 /// What a stream starts with: a few chunks, so that ten thousand quiet streams need little.
 const FIRST_CAPACITY: usize = 1 << 10;
+/// Bytes of a frame over which its room is not kept: a client that was slow once needs it once.
+const LARGEST_KEPT: usize = 4 * FRAME_BYTES;
 const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 
 /// One stream. Dropping it cancels the request.
@@ -81,7 +83,11 @@ impl SseBody {
         if let Some(keep_alive) = &mut self.keep_alive {
             keep_alive.last_frame = Instant::now();
         }
-        Poll::Ready(Some(Ok(Frame::data(self.buffer.split().freeze()))))
+        let frame = self.buffer.split().freeze();
+        if frame.len() > LARGEST_KEPT {
+            self.buffer = BytesMut::new();
+        }
+        Poll::Ready(Some(Ok(Frame::data(frame))))
     }
 
     /// Room for a full frame at once, if possible where the last one but one was.
