@@ -319,3 +319,21 @@ pub(crate) fn assert_at_rest(world: &mut World, config: &Config) {
         );
     }
 }
+
+#[test]
+fn a_message_given_up_on_its_way_returns_what_it_held() {
+    let config = small_config();
+    let mut world = World::connected(&config);
+    let ids = [world.open(0, b"q"), world.open(0, b"q")];
+    world.settle();
+    for id in ids {
+        world.ends[1].connection.push_item(id, &vec![3; 250_000]);
+    }
+    // One is here and not taken, the other waits for its budget with what credit it has.
+    world.settle();
+    for id in ids {
+        world.ends[0].connection.cancel(id, CancelKind::Kill, CancelReason::ClientGone);
+    }
+    world.drain();
+    assert_at_rest(&mut world, &config);
+}
