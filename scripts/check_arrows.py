@@ -10,7 +10,7 @@ import sys
 
 # Lower layers first. A crate may use crates of any lower layer.
 LAYERS = [
-    {"tokens", "protocols", "wire", "alloc"},
+    {"tokens", "protocols", "wire"},
     {"engine-api", "text", "scheduler"},
     {"kv-router"},
     {"runtime"},

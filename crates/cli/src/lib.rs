@@ -1,1 +1,21 @@
-//! The dynamo command.
+//! The `dynamo` and `dynamo-frontend` commands: flags, what only a process may install, and composition.
+//!
+//! Libraries are guests in somebody's process; this crate is the host. Nothing here knows how a request is served.
+
+#[allow(unsafe_code, reason = "GlobalAlloc is an unsafe trait; this is the one module that implements it")]
+mod allocator;
+mod bench;
+mod common;
+mod descriptors;
+mod engine_args;
+mod frontend;
+mod process;
+mod serve;
+mod start_block;
+mod worker;
+
+pub use allocator::{CountingAllocator, allocations};
+pub use bench::run as run_bench;
+pub use frontend::{FrontendArgs, run as run_frontend};
+pub use serve::{ServeArgs, run as run_serve};
+pub use worker::{WorkerArgs, run as run_worker};

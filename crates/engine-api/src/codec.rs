@@ -120,7 +120,8 @@ mod tests {
 
     #[test]
     fn tokens_only_is_small() {
-        let output = EngineOutput { token_ids: smallvec![0, 127, 128, 4095, u32::MAX], ..EngineOutput::default() };
+        let output =
+            EngineOutput { token_ids: smallvec![0, 127, 128, 4095, u32::MAX], ..EngineOutput::default() };
         assert_eq!(round_trip(&output), output);
         let mut bytes = Vec::new();
         encode_output(&EngineOutput { token_ids: smallvec![4095], ..EngineOutput::default() }, &mut bytes);

@@ -15,7 +15,8 @@ mod request;
 pub use codec::{DecodeError, decode_output, decode_request, encode_output, encode_request};
 pub use engine::{AbortReason, Engine, EngineObserver, OutputSink, RequestKey, SinkState, Submission};
 pub use kv_event::{
-    ActiveLoad, DpRank, ExternalBlockHash, KvCacheEvent, KvCacheEventData, RouterEvent, StorageTier, StoredBlock,
+    ActiveLoad, DpRank, ExternalBlockHash, KvCacheEvent, KvCacheEventData, RouterEvent, StorageTier,
+    StoredBlock,
 };
 pub use output::{CompletionUsage, EngineOutput, FinishReason, PromptTokensDetails, StopReason};
 pub use request::{OutputOptions, PreprocessedRequest, RoutingHints, SamplingOptions, StopConditions};

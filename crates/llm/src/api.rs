@@ -160,7 +160,9 @@ pub enum Progress {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum GenerateError {
     /// The prompt leaves no room for an answer: 400.
-    #[error("the prompt has {prompt_tokens} tokens, and the context of this model is {context_length} tokens")]
+    #[error(
+        "the prompt has {prompt_tokens} tokens, and the context of this model is {context_length} tokens"
+    )]
     PromptTooLong {
         /// Tokens of the prompt.
         prompt_tokens: usize,

@@ -89,7 +89,7 @@ pub struct CardOptions {
     pub custom_template: Option<std::path::PathBuf>,
     /// Tries of a request on another worker.
     pub migration_limit: u32,
-    /// A shorter context than the model's.
+    /// Another context than the files say.
     pub context_length: Option<u32>,
     /// Limits of the worker.
     pub runtime_config: RuntimeConfigCard,
@@ -103,18 +103,26 @@ impl ModelCard {
         let model_info = required(ModelFileKind::Config)?;
         let prompt_formatter = optional(ModelFileKind::TokenizerConfig)?;
         let read = |file: &ModelFile| file.read_in_place();
-        let config = dynamo_text::ModelConfig::from_files(
-            &read(&model_info)?,
-            optional(ModelFileKind::GenerationConfig)?.as_ref().map(read).transpose()?.as_deref(),
-            prompt_formatter.as_ref().map(read).transpose()?.as_deref(),
-        )
-        .map_err(|error| CardError::Content {
+        let gen_config = optional(ModelFileKind::GenerationConfig)?;
+        let content = |error: dynamo_text::ConfigError| CardError::Content {
             path: directory.display().to_string(),
             message: error.to_string(),
-        })?;
+        };
+        let config = dynamo_text::ModelConfig::parse(dynamo_text::ModelFiles {
+            config: &read(&model_info)?,
+            generation_config: gen_config.as_ref().map(read).transpose()?.as_deref(),
+            tokenizer_config: prompt_formatter.as_ref().map(read).transpose()?.as_deref(),
+        })
+        .map_err(content)?;
+        let context_length = match options.context_length {
+            Some(given) => given,
+            None => config.require_context_length().map_err(content)?,
+        };
         let absolute = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
         let name = options.name.unwrap_or_else(|| {
-            absolute.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+            absolute
+                .file_name()
+                .map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
         });
         let chat_template_file = match &options.custom_template {
             Some(path) => Some(ModelFile::describe(path)?),
@@ -128,10 +136,8 @@ impl ModelCard {
             tokenizer: required(ModelFileKind::Tokenizer)?,
             prompt_formatter,
             chat_template_file,
-            gen_config: optional(ModelFileKind::GenerationConfig)?,
-            context_length: options
-                .context_length
-                .map_or(config.context_length, |limit| limit.min(config.context_length)),
+            gen_config,
+            context_length,
             kv_cache_block_size: options.kv_cache_block_size,
             migration_limit: options.migration_limit,
             model_type: "Chat | Completions".to_owned(),

@@ -85,7 +85,7 @@ pub enum FileError {
 }
 
 /// The digest of a file's bytes, as cards write it.
-pub fn digest(bytes: &[u8]) -> String {
+pub(crate) fn digest(bytes: &[u8]) -> String {
     format!("{DIGEST_PREFIX}{}", blake3::hash(bytes).to_hex())
 }
 
@@ -201,7 +201,8 @@ mod tests {
     #[test]
     fn a_digest_that_is_a_path_is_not_followed() {
         let cache = FileCache::new(PathBuf::from("/tmp"));
-        let file = ModelFile { path: "/nonexistent".into(), checksum: "blake3:../../etc/passwd".into(), size: 1 };
+        let file =
+            ModelFile { path: "/nonexistent".into(), checksum: "blake3:../../etc/passwd".into(), size: 1 };
         assert!(cache.path_of(&file).is_none());
     }
 }

@@ -1,11 +1,33 @@
 //! Model cards and the routed pipeline of a request.
 //!
 //! A frontend sees models through [`ModelCatalog`] and [`ChatModel`]; behind them are discovery, templates, tokenizers,
-//! the KV router and the request plane.
+//! the KV router and the request plane. A worker describes its model with a [`ModelCard`].
 
 mod api;
+mod card;
+mod catalog;
+mod catalog_metrics;
+mod files;
+mod generation;
+mod kv_events;
+mod model;
+mod preprocess;
+mod router;
+mod served_model;
 
 pub use api::{
     ChatModel, ChatRequest, Delta, GenerateError, Generation, GenerationFuture, InstanceInfo, ModelCatalog,
     ModelInfo, Progress, RequestContext,
 };
+pub use card::{CardError, CardOptions, ModelCard, RuntimeConfigCard};
+pub use catalog::{Catalog, CatalogConfig};
+pub use files::{FileCache, FileError, MAX_FILE_BYTES, ModelFile, ModelFileKind};
+pub use preprocess::LoadError;
+pub use router::{RouterConfig, RouterMode};
+
+/// The topic of KV events on the event plane; the payload is a MessagePack list of `RouterEvent`s.
+pub const KV_EVENTS_TOPIC: &str = "kv-events";
+/// The endpoint beside a worker's generate endpoint that answers routers which missed KV events.
+pub const KV_QUERY_ENDPOINT: &str = "kv_query";
+/// The endpoint beside a worker's generate endpoint that gives the files its card names.
+pub const MODEL_FILES_ENDPOINT: &str = "model_files";

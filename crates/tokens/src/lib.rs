@@ -9,7 +9,9 @@
 mod block_hash;
 mod sequence;
 
-pub use block_hash::{BlockSize, HashSeed, LocalBlockHash, SequenceHash, local_block_hashes, sequence_hashes};
+pub use block_hash::{
+    BlockSize, HashSeed, LocalBlockHash, SequenceHash, local_block_hashes, sequence_hashes,
+};
 pub use sequence::TokenSequence;
 
 /// The number of a token in a model's vocabulary.

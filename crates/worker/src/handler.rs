@@ -7,7 +7,8 @@ use std::sync::{
 use std::time::Instant;
 
 use dynamo_engine_api::{
-    AbortReason, Engine, EngineOutput, OutputSink, RequestKey, SinkState, Submission, decode_request, encode_output,
+    AbortReason, Engine, EngineOutput, OutputSink, RequestKey, SinkState, Submission, decode_request,
+    encode_output,
 };
 use dynamo_runtime::request_plane::{
     CancelReason, Handler, IncomingRequest, PushState, Responder, StreamError,
@@ -15,8 +16,14 @@ use dynamo_runtime::request_plane::{
 
 use crate::metrics::EndpointMetrics;
 
-/// The code of a request that this worker can't make sense of.
-pub const INVALID_REQUEST: &str = "invalid_request";
+/// The request plane's application code of a request that this worker can't make sense of.
+pub const INVALID_REQUEST: u16 = 400;
+/// The application code of a fault of the worker's.
+pub const INTERNAL: u16 = 500;
+
+pub(crate) fn failure(code: u16, message: impl Into<String>) -> StreamError {
+    StreamError::Application { code, message: message.into() }
+}
 
 /// Serves one engine at one endpoint.
 pub struct GenerateHandler {
@@ -41,7 +48,7 @@ impl Handler for GenerateHandler {
                 self.metrics.failed("deserialization");
                 self.metrics.ended(Instant::now());
                 tracing::warn!(request_id = %request.id, %error, "refused a request that does not decode");
-                return responder.fail(StreamError::application(INVALID_REQUEST, error.to_string()));
+                return responder.fail(failure(INVALID_REQUEST, error.to_string()));
             }
         };
         let key = RequestKey(self.next_key.fetch_add(1, Ordering::Relaxed));

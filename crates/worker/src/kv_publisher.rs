@@ -1,55 +1,75 @@
-//! Numbers a worker's KV events and publishes them.
+//! Numbers a worker's KV events, publishes them, and answers routers that missed some.
 
-use std::collections::HashMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use dynamo_engine_api::{
-    ActiveLoad, DpRank, EngineObserver, KvCacheEvent, KvCacheEventData, RouterEvent, StorageTier,
+use dynamo_engine_api::{ActiveLoad, DpRank, EngineObserver, KvCacheEventData, RouterEvent, StorageTier};
+use dynamo_kv_router::{KvQuery, KvQueryAnswer, LocalIndexer};
+use dynamo_runtime::{
+    TaskScope,
+    events::EventPublisher,
+    request_plane::{Handler, IncomingRequest, Responder},
 };
-use dynamo_runtime::events::EventPublisher;
 use parking_lot::Mutex;
 
-use crate::load::LoadGauges;
+use crate::{
+    handler::{INVALID_REQUEST, failure},
+    load::LoadGauges,
+    model_files::send_pieces,
+};
 
 /// Events in one message at most: a router decodes a message in one go, between two requests.
 const MAX_EVENTS_PER_MESSAGE: usize = 128;
-
-/// The topic that routers subscribe to.
-pub const KV_EVENTS_TOPIC: &str = "kv-events";
 
 /// Tells routers what the engine caches, and `/metrics` how busy it is.
 pub struct KvPublisher {
     worker_id: u64,
     publisher: EventPublisher,
-    last_ids: Mutex<HashMap<DpRank, u64>>,
+    ranks: Mutex<BTreeMap<DpRank, LocalIndexer>>,
     load: LoadGauges,
 }
 
 impl KvPublisher {
-    /// Publishes for `worker_id`.
-    pub fn new(worker_id: u64, publisher: EventPublisher, load: LoadGauges) -> Self {
-        Self { worker_id, publisher, last_ids: Mutex::new(HashMap::new()), load }
+    /// Publishes for `worker_id`, which has these ranks.
+    pub fn new(
+        worker_id: u64,
+        ranks: impl IntoIterator<Item = DpRank>,
+        publisher: EventPublisher,
+        load: LoadGauges,
+    ) -> Self {
+        let ranks = ranks.into_iter().map(|rank| (rank, LocalIndexer::new(rank))).collect();
+        Self { worker_id, publisher, ranks: Mutex::new(ranks), load }
+    }
+}
+
+impl KvPublisher {
+    fn answer(&self, query: &KvQuery) -> Result<Vec<u8>, String> {
+        let answer: KvQueryAnswer = match self.ranks.lock().get(&query.dp_rank) {
+            Some(local) => local.answer(query),
+            None => return Err(format!("this worker has no rank {}", query.dp_rank)),
+        };
+        rmp_serde::to_vec_named(&answer).map_err(|error| error.to_string())
     }
 }
 
 impl EngineObserver for KvPublisher {
     fn kv_events(&self, dp_rank: DpRank, events: Vec<KvCacheEventData>) {
-        let mut last_ids = self.last_ids.lock();
-        let last_id = last_ids.entry(dp_rank).or_insert(0);
+        // Published under the lock: two messages of one rank must not overtake each other.
+        let mut ranks = self.ranks.lock();
+        let Some(local) = ranks.get_mut(&dp_rank) else {
+            tracing::warn!(dp_rank, "the engine reported events of a rank that it does not have");
+            return;
+        };
         let mut events = events.into_iter().peekable();
         while events.peek().is_some() {
             let message: Vec<RouterEvent> = events
                 .by_ref()
                 .take(MAX_EVENTS_PER_MESSAGE)
-                .map(|data| {
-                    *last_id += 1;
-                    RouterEvent {
-                        worker_id: self.worker_id,
-                        event: KvCacheEvent { event_id: *last_id, data, dp_rank },
-                        storage_tier: StorageTier::Device,
-                    }
+                .map(|data| RouterEvent {
+                    worker_id: self.worker_id,
+                    event: local.record(data),
+                    storage_tier: StorageTier::Device,
                 })
                 .collect();
-            // Published under the lock: two messages of one rank must not overtake each other.
             if let Err(error) = self.publisher.publish(&message) {
                 tracing::warn!(%error, worker_id = self.worker_id, "KV events were not published");
             }
@@ -58,5 +78,38 @@ impl EngineObserver for KvPublisher {
 
     fn load(&self, load: ActiveLoad) {
         self.load.set(&load);
+    }
+}
+
+/// Answers a router that missed events: [`KvQuery`] in, [`KvQueryAnswer`] out, both MessagePack. A dump of a large cache is
+/// long, so it is written on a task of its own and sent in pieces.
+pub struct KvQueryHandler {
+    publisher: Arc<KvPublisher>,
+    scope: TaskScope,
+}
+
+impl KvQueryHandler {
+    /// Answers for what `publisher` published.
+    pub fn new(publisher: Arc<KvPublisher>, scope: TaskScope) -> Self {
+        Self { publisher, scope }
+    }
+}
+
+impl Handler for KvQueryHandler {
+    fn handle(&self, request: IncomingRequest, responder: Responder) {
+        let query: KvQuery = match rmp_serde::from_slice(&request.payload) {
+            Ok(query) => query,
+            Err(error) => {
+                return responder.fail(failure(INVALID_REQUEST, error.to_string()));
+            }
+        };
+        let publisher = self.publisher.clone();
+        self.scope.spawn("kv-query", async move {
+            let answered = tokio::task::spawn_blocking(move || publisher.answer(&query)).await;
+            match answered.unwrap_or_else(|error| Err(error.to_string())) {
+                Ok(bytes) => send_pieces(bytes.into(), responder).await,
+                Err(message) => responder.fail(failure(INVALID_REQUEST, message)),
+            }
+        });
     }
 }

@@ -1,1 +1,20 @@
-//! A worker process: engine, endpoints, KV publishers and engine routes.
+//! A worker process: engines, their endpoints, KV publishers and engine routes.
+//!
+//! [`Workers`] starts one or more simulated workers in this process. Each has an identity of its own in discovery and serves
+//! three endpoints on the request plane: `generate` (or whatever the endpoint is called), `kv_query` for routers that
+//! missed KV events, and `model_files` for frontends that do not have the model's folder.
+
+mod handler;
+mod kv_publisher;
+mod load;
+mod metrics;
+mod model_files;
+mod vocabulary;
+mod workers;
+
+pub use handler::{GenerateHandler, INTERNAL, INVALID_REQUEST};
+pub use kv_publisher::{KvPublisher, KvQueryHandler};
+pub use load::LoadGauges;
+pub use metrics::{ComponentMetrics, EndpointMetrics};
+pub use model_files::ModelFileHandler;
+pub use workers::{WorkerConfig, WorkerError, Workers};

@@ -1,8 +1,8 @@
 //! How busy the engine's ranks are, as gauges.
 
 use dynamo_engine_api::ActiveLoad;
-use dynamo_runtime::metrics::Metrics;
-use prometheus::{IntGaugeVec, Opts};
+use dynamo_runtime::metrics::{Metrics, MetricsError};
+use prometheus::IntGaugeVec;
 
 const LABELS: [&str; 2] = ["worker_id", "dp_rank"];
 
@@ -20,12 +20,9 @@ pub struct LoadGauges {
 
 impl LoadGauges {
     /// Makes the families and registers them.
-    pub fn new(metrics: &Metrics) -> prometheus::Result<Self> {
-        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGaugeVec> {
-            let gauge = IntGaugeVec::new(Opts::new(format!("dynamo_component_{name}"), help), &LABELS)?;
-            metrics.registry().register(Box::new(gauge.clone()))?;
-            Ok(gauge)
-        };
+    pub fn new(metrics: &Metrics) -> Result<Self, MetricsError> {
+        let gauge =
+            |name: &str, help: &str| metrics.gauge_vec(&format!("dynamo_component_{name}"), help, &LABELS);
         Ok(Self {
             active_blocks: gauge("active_blocks", "KV blocks that running requests hold")?,
             used_blocks: gauge("used_blocks", "KV blocks in use, cached ones included")?,
@@ -47,7 +44,9 @@ impl LoadGauges {
         let rank = load.dp_rank.to_string();
         let show = |family: &IntGaugeVec, value: Option<u64>| {
             if let Some(value) = value {
-                family.with_label_values(&[&self.worker_id, &rank]).set(i64::try_from(value).unwrap_or(i64::MAX));
+                family
+                    .with_label_values(&[&self.worker_id, &rank])
+                    .set(i64::try_from(value).unwrap_or(i64::MAX));
             }
         };
         show(&self.active_blocks, load.active_decode_blocks);

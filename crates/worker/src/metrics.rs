@@ -2,10 +2,8 @@
 
 use std::time::Instant;
 
-use dynamo_runtime::metrics::Metrics;
-use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, core::Collector,
-};
+use dynamo_runtime::metrics::{Metrics, MetricsError};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 /// Seconds; the bounds that dashboards of this ecosystem expect.
 const DURATION_BUCKETS: [f64; 17] =
@@ -38,50 +36,35 @@ pub struct EndpointMetrics {
     cancellations: IntCounter,
 }
 
-fn counter(name: &str, help: &str) -> prometheus::Result<IntCounterVec> {
-    IntCounterVec::new(Opts::new(format!("dynamo_component_{name}"), help), &LABELS)
-}
-
 impl ComponentMetrics {
-    /// Makes the families and registers them.
-    pub fn new(metrics: &Metrics) -> prometheus::Result<Self> {
+    /// Makes the families, or takes those that are there.
+    pub fn new(metrics: &Metrics) -> Result<Self, MetricsError> {
+        let counter =
+            |name: &str, help: &str| metrics.counter_vec(&format!("dynamo_component_{name}"), help, &LABELS);
         let mut error_labels = LABELS.to_vec();
         error_labels.push("error_type");
-        let families = Self {
+        Ok(Self {
             requests: counter("requests_total", "Requests received")?,
-            inflight: IntGaugeVec::new(
-                Opts::new("dynamo_component_inflight_requests", "Requests being served"),
+            inflight: metrics.gauge_vec(
+                "dynamo_component_inflight_requests",
+                "Requests being served",
                 &LABELS,
             )?,
-            duration: HistogramVec::new(
-                HistogramOpts::new(
-                    "dynamo_component_request_duration_seconds",
-                    "From receiving a request to its last output",
-                )
-                .buckets(DURATION_BUCKETS.to_vec()),
+            duration: metrics.histogram_vec(
+                "dynamo_component_request_duration_seconds",
+                "From receiving a request to its last output",
+                &DURATION_BUCKETS,
                 &LABELS,
             )?,
             request_bytes: counter("request_bytes_total", "Payload bytes received")?,
             response_bytes: counter("response_bytes_total", "Payload bytes sent")?,
-            errors: IntCounterVec::new(
-                Opts::new("dynamo_component_errors_total", "Requests that failed, by kind"),
+            errors: metrics.counter_vec(
+                "dynamo_component_errors_total",
+                "Requests that failed, by kind",
                 &error_labels,
             )?,
             cancellations: counter("cancellation_total", "Requests that were cancelled")?,
-        };
-        let collectors: [Box<dyn Collector>; 7] = [
-            Box::new(families.requests.clone()),
-            Box::new(families.inflight.clone()),
-            Box::new(families.duration.clone()),
-            Box::new(families.request_bytes.clone()),
-            Box::new(families.response_bytes.clone()),
-            Box::new(families.errors.clone()),
-            Box::new(families.cancellations.clone()),
-        ];
-        for collector in collectors {
-            metrics.registry().register(collector)?;
-        }
-        Ok(families)
+        })
     }
 
     /// The series of one endpoint of one worker.

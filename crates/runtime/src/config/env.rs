@@ -19,6 +19,13 @@ impl Env {
         self.0.get(name).map(String::as_str).filter(|value| !value.trim().is_empty())
     }
 
+    /// The same with some variables set anew, as if they had been set outside.
+    #[must_use]
+    pub fn with<V: Into<String>>(mut self, variables: impl IntoIterator<Item = (&'static str, V)>) -> Self {
+        self.0.extend(variables.into_iter().map(|(name, value)| (name.to_owned(), value.into())));
+        self
+    }
+
     /// Whether `name` is set to a truthy value; anything that is not a truth value is false.
     pub fn is_truthy(&self, name: &str) -> bool {
         self.get(name).is_some_and(|value| super::parse_bool(value) == Ok(true))

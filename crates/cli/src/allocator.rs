@@ -1,10 +1,8 @@
-//! The binaries' allocator: mimalloc, which gives memory back to the system, with a count of allocations.
+//! The allocator: mimalloc, which gives memory back to the system, with a count of allocations.
 //!
 //! The count is what proves that the stream path does not allocate per token: `/metrics` shows it as
 //! `dynamo_process_allocations_total`. It is kept in a few padded counters, so that threads do not share a cache line.
-//! Only a binary installs it: `#[global_allocator] static ALLOCATOR: CountingAllocator = CountingAllocator;`
-
-#![allow(unsafe_code, reason = "GlobalAlloc is an unsafe trait; this is the one module that implements it")]
+//! A binary installs it with `#[global_allocator] static ALLOCATOR: CountingAllocator = CountingAllocator;`
 
 use std::{
     alloc::{GlobalAlloc, Layout},
@@ -43,7 +41,7 @@ pub fn allocations() -> u64 {
     COUNTS.iter().map(|lane| lane.0.load(Ordering::Relaxed)).sum()
 }
 
-/// See the crate's documentation.
+/// See the module's documentation.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CountingAllocator;
 

@@ -1,0 +1,46 @@
+//! The `dynamo` command.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use dynamo_cli::{
+    CountingAllocator, FrontendArgs, ServeArgs, WorkerArgs, run_bench, run_frontend, run_serve, run_worker,
+};
+use dynamo_trace::BenchArgs;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+/// Serve large language models: frontend, router, workers and load generator in one program.
+///
+/// Try it, with nothing else installed:
+///
+///   dynamo serve --model-path tests/data/tiny-llama
+///   dynamo bench --url http://127.0.0.1:8000 --concurrency 16 --requests 200
+#[derive(Parser)]
+#[command(name = "dynamo", version, verbatim_doc_comment)]
+struct Command {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Frontend and simulated workers in one process
+    Serve(Box<ServeArgs>),
+    /// The OpenAI-compatible HTTP frontend (also a program of its own, dynamo-frontend)
+    Frontend(Box<FrontendArgs>),
+    /// Simulated workers that frontends find through discovery
+    Worker(Box<WorkerArgs>),
+    /// Load an OpenAI-compatible server, and say what it can do
+    Bench(Box<BenchArgs>),
+}
+
+fn main() -> ExitCode {
+    match Command::parse().what {
+        What::Serve(args) => run_serve(*args),
+        What::Frontend(args) => run_frontend(*args),
+        What::Worker(args) => run_worker(*args),
+        What::Bench(args) => run_bench(*args),
+    }
+}

@@ -1,0 +1,129 @@
+//! What all commands have in common: where their settings come from, and how they start.
+
+use std::{io::IsTerminal, path::PathBuf, time::Instant};
+
+use anyhow::Context;
+use dynamo_runtime::{
+    RuntimeConfig, TaskScope,
+    config::{ConfigError, ConfigFile, Env, Key, Layers},
+    logging::{self, LogOptions},
+    metrics::{Metrics, ProcessSources, register_process_metrics},
+    system::SystemFlags,
+};
+
+use crate::process::StartError;
+
+const NAMESPACE: Key = Key::new("namespace").env(&["DYN_NAMESPACE"]);
+const THREADS: Key = Key::new("runtime-threads").env(&["DYN_RUNTIME_NUM_WORKER_THREADS"]).expects("a number");
+
+/// Flags of every command.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Process and planes")]
+pub struct CommonArgs {
+    /// TOML file of settings, named as the flags are
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the effective settings with their sources, and exit
+    #[arg(long)]
+    pub print_config: bool,
+    /// Namespace of the deployment [env: DYN_NAMESPACE]
+    #[arg(long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// Where processes find each other: file or mem [env: DYN_DISCOVERY_BACKEND] [default: file]
+    #[arg(long, alias = "store-kv", value_name = "BACKEND")]
+    pub discovery_backend: Option<String>,
+    /// How requests travel: tcp [env: DYN_REQUEST_PLANE]
+    #[arg(long, value_name = "PLANE")]
+    pub request_plane: Option<String>,
+    /// How events travel: zmq or in-process [env: DYN_EVENT_PLANE]
+    #[arg(long, value_name = "PLANE")]
+    pub event_plane: Option<String>,
+    /// Address of the system server (/live, /ready, /health, /metrics) [env: DYN_SYSTEM_HOST]
+    #[arg(long, value_name = "HOST")]
+    pub system_host: Option<String>,
+    /// Port of the system server; 0 takes a free one; off unless set [env: DYN_SYSTEM_PORT]
+    #[arg(long, value_name = "PORT")]
+    pub system_port: Option<u16>,
+    /// Who may use the system server's admin routes: loopback or open [env: DYN_SYSTEM_ADMIN]
+    #[arg(long, value_name = "WHO")]
+    pub system_admin: Option<String>,
+    /// Threads that run tasks [env: DYN_RUNTIME_NUM_WORKER_THREADS] [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub runtime_threads: Option<usize>,
+}
+
+/// Settings of every command.
+pub(crate) struct CommonConfig {
+    pub(crate) namespace: Option<String>,
+    pub(crate) threads: Option<usize>,
+    pub(crate) runtime: RuntimeConfig,
+}
+
+/// Either the settings, or the request to print them was served.
+pub(crate) enum Prepared<C> {
+    Config(C),
+    Printed,
+}
+
+/// Resolves a command's settings, starts logging, and says what deserves a warning. The environment is read here and
+/// nowhere else.
+pub(crate) fn prepare<C>(
+    args: &CommonArgs,
+    resolve: impl FnOnce(&mut Layers<'_>) -> anyhow::Result<C>,
+) -> anyhow::Result<Prepared<C>> {
+    let usage = |error: anyhow::Error| anyhow::Error::new(StartError(error));
+    let env = with_flags(Env::of_process(), args);
+    let options =
+        LogOptions::from_env(&env, std::io::stderr().is_terminal()).map_err(|error| usage(error.into()))?;
+    let file =
+        args.config.as_deref().map(ConfigFile::read).transpose().map_err(|error| usage(error.into()))?;
+    let mut layers = Layers::new(&env, file);
+    layers.also_known(&LogOptions::VARIABLES);
+    let config = resolve(&mut layers).map_err(usage)?;
+    let resolved = layers.finish();
+    if args.print_config {
+        print!("{resolved}");
+        return Ok(Prepared::Printed);
+    }
+    logging::install(&options).map_err(|error| usage(error.into()))?;
+    for warning in &resolved.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(Prepared::Config(config))
+}
+
+/// Flags that stand for a variable which a library resolves go before that variable.
+fn with_flags(env: Env, args: &CommonArgs) -> Env {
+    let flags = [
+        ("DYN_DISCOVERY_BACKEND", &args.discovery_backend),
+        ("DYN_REQUEST_PLANE", &args.request_plane),
+        ("DYN_EVENT_PLANE", &args.event_plane),
+    ];
+    env.with(flags.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))))
+}
+
+impl CommonConfig {
+    pub(crate) fn resolve(layers: &mut Layers<'_>, args: &CommonArgs) -> Result<Self, ConfigError> {
+        let system = SystemFlags {
+            host: args.system_host.clone(),
+            port: args.system_port,
+            admin: args.system_admin.clone(),
+        };
+        Ok(Self {
+            namespace: layers.optional(&NAMESPACE, args.namespace.clone())?,
+            threads: layers.optional(&THREADS, args.runtime_threads)?,
+            runtime: RuntimeConfig::resolve(layers, system)?,
+        })
+    }
+}
+
+/// Memory, descriptors, tasks and allocations of this process, in its metrics.
+pub(crate) fn register_process(metrics: &Metrics, scope: &TaskScope) -> anyhow::Result<()> {
+    let scope = scope.clone();
+    let sources = ProcessSources {
+        started: Instant::now(),
+        tasks: Box::new(move || scope.tasks()),
+        allocations: Some(crate::allocations),
+    };
+    register_process_metrics(metrics, sources).context("process metrics")
+}

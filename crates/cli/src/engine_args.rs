@@ -1,0 +1,184 @@
+//! The flags of simulated workers, for `dynamo worker` and `dynamo serve`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use dynamo_mocker::MockerConfig;
+use dynamo_runtime::{
+    EndpointId,
+    config::{Key, Layers},
+};
+use dynamo_worker::WorkerConfig;
+
+/// What is simulated: real scheduling, caching and KV events; time and tokens are computed.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Model and simulated engine")]
+pub struct EngineArgs {
+    /// Hugging Face model directory (tokenizer and configuration; no weights are read)
+    #[arg(long, visible_alias = "model", value_name = "DIR")]
+    pub model_path: Option<PathBuf>,
+    /// Public name of the model [default: the directory's name]
+    #[arg(long, value_name = "NAME")]
+    pub model_name: Option<String>,
+    /// Endpoint to serve, as in dyn://dynamo.backend.generate
+    #[arg(long, value_name = "ENDPOINT")]
+    pub endpoint: Option<String>,
+    /// Jinja template that goes before the model's own
+    #[arg(long, value_name = "FILE")]
+    pub custom_jinja_template: Option<PathBuf>,
+    /// Context to offer instead of what the model's files say
+    #[arg(long, visible_alias = "max-model-len", value_name = "TOKENS")]
+    pub model_context_length: Option<u32>,
+    /// Simulated workers in this process [default: 1]
+    #[arg(long, value_name = "N")]
+    pub num_workers: Option<u32>,
+    /// KV blocks per worker and rank [default: 16384]
+    #[arg(long, alias = "num-gpu-blocks", value_name = "N")]
+    pub num_gpu_blocks_override: Option<u32>,
+    /// Tokens per KV block [default: 64]
+    #[arg(long, value_name = "TOKENS")]
+    pub block_size: Option<u32>,
+    /// Requests computed at once, per rank [default: 256]
+    #[arg(long, value_name = "N")]
+    pub max_num_seqs: Option<u32>,
+    /// Tokens per step, per rank [default: 8192]
+    #[arg(long, value_name = "TOKENS")]
+    pub max_num_batched_tokens: Option<u32>,
+    /// Find prompts in the cache [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", overrides_with = "no_enable_prefix_caching")]
+    pub enable_prefix_caching: Option<bool>,
+    /// Do not find prompts in the cache
+    #[arg(long)]
+    pub no_enable_prefix_caching: bool,
+    /// Compute long prompts in pieces [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", overrides_with = "no_enable_chunked_prefill")]
+    pub enable_chunked_prefill: Option<bool>,
+    /// Do not compute long prompts in pieces
+    #[arg(long)]
+    pub no_enable_chunked_prefill: bool,
+    /// Share of blocks that admission leaves free [default: 0.01]
+    #[arg(long, value_name = "0..1")]
+    pub watermark: Option<f64>,
+    /// How much faster than the simulated accelerator; 0 is instant [default: 1]
+    #[arg(long, value_name = "RATIO")]
+    pub speedup_ratio: Option<f64>,
+    /// Data-parallel ranks per worker [default: 1]
+    #[arg(long, visible_alias = "dp-size", value_name = "N")]
+    pub data_parallel_size: Option<u32>,
+    /// Seconds before a worker takes requests, as an engine that loads weights [default: 0]
+    #[arg(long, value_name = "SECONDS")]
+    pub startup_time: Option<f64>,
+    /// Which running request gives way when blocks run out: lifo or fifo [default: lifo]
+    #[arg(long, value_name = "MODE")]
+    pub preemption_mode: Option<String>,
+    /// Seed of the simulated tokens [default: 0]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// JSON file of engine settings; they go before the flags
+    #[arg(long, value_name = "FILE")]
+    pub extra_engine_args: Option<PathBuf>,
+}
+
+const MODEL_PATH: Key =
+    Key::new("model-path").env(&["DYN_MODEL_PATH"]).expects("a Hugging Face model directory");
+const MODEL_NAME: Key = Key::new("model-name").env(&["DYN_MODEL_NAME"]);
+const ENDPOINT: Key =
+    Key::new("endpoint").env(&["DYN_ENDPOINT"]).expects("dyn://namespace.component.endpoint");
+const TEMPLATE: Key = Key::new("custom-jinja-template").env(&["DYN_CUSTOM_JINJA_TEMPLATE"]).expects("a file");
+const CONTEXT: Key = Key::new("model-context-length").expects("a number of tokens");
+const NUM_WORKERS: Key = Key::new("num-workers").expects("a number from 1 to 1024");
+const BLOCKS: Key = Key::new("num-gpu-blocks-override").expects("a number of blocks");
+const BLOCK_SIZE: Key = Key::new("block-size").expects("a number of tokens, at least 1");
+const MAX_SEQS: Key = Key::new("max-num-seqs").expects("a number of requests");
+const MAX_TOKENS: Key = Key::new("max-num-batched-tokens").expects("a number of tokens");
+const PREFIX_CACHING: Key = Key::new("enable-prefix-caching").expects("true or false");
+const CHUNKED_PREFILL: Key = Key::new("enable-chunked-prefill").expects("true or false");
+const WATERMARK: Key = Key::new("watermark").expects("a share from 0 to 1");
+const SPEEDUP: Key = Key::new("speedup-ratio").expects("0 or more; 0 is instant");
+const RANKS: Key = Key::new("data-parallel-size").expects("a number from 1 on");
+const STARTUP: Key = Key::new("startup-time").expects("seconds");
+const PREEMPTION: Key = Key::new("preemption-mode").expects("lifo or fifo");
+const SEED: Key = Key::new("seed").expects("a number");
+const EXTRA: Key = Key::new("extra-engine-args").expects("a JSON file");
+
+/// Simulated workers in one process: each has an identity and blocks of its own, some kilobytes and a task.
+const MAX_WORKERS: u32 = 1024;
+
+impl EngineArgs {
+    /// Flags over environment over file over defaults; what `--extra-engine-args` names goes before all.
+    pub(crate) fn resolve(
+        &self,
+        layers: &mut Layers<'_>,
+        namespace: Option<&str>,
+    ) -> anyhow::Result<WorkerConfig> {
+        let defaults = MockerConfig::default();
+        let model_path = layers.path(&MODEL_PATH, self.model_path.clone())?;
+        let model_path =
+            model_path.context("no model: give --model-path DIR, a Hugging Face model directory")?;
+        anyhow::ensure!(
+            model_path.is_dir(),
+            "--model-path {}: there is no such directory; give a Hugging Face model directory (config.json, tokenizer.json)",
+            model_path.display()
+        );
+        let default_endpoint = format!("dyn://{}.backend.generate", namespace.unwrap_or("dynamo"));
+        let endpoint: String = layers.value(&ENDPOINT, self.endpoint.clone(), default_endpoint)?;
+        let num_workers = layers.value(&NUM_WORKERS, self.num_workers, 1)?;
+        anyhow::ensure!(
+            (1..=MAX_WORKERS).contains(&num_workers),
+            "--num-workers {num_workers}: give a number from 1 to {MAX_WORKERS}"
+        );
+        let prefix_caching =
+            if self.no_enable_prefix_caching { Some(false) } else { self.enable_prefix_caching };
+        let chunked = if self.no_enable_chunked_prefill { Some(false) } else { self.enable_chunked_prefill };
+        let preemption: String =
+            layers.value(&PREEMPTION, self.preemption_mode.clone(), "lifo".to_owned())?;
+        let startup: Option<f64> = layers.optional(&STARTUP, self.startup_time)?;
+        let mut engine = MockerConfig {
+            num_gpu_blocks: layers.value(&BLOCKS, self.num_gpu_blocks_override, defaults.num_gpu_blocks)?,
+            block_size: layers.value(&BLOCK_SIZE, self.block_size, defaults.block_size)?,
+            max_num_seqs: layers.value(&MAX_SEQS, self.max_num_seqs, defaults.max_num_seqs)?,
+            max_num_batched_tokens: layers.value(
+                &MAX_TOKENS,
+                self.max_num_batched_tokens,
+                defaults.max_num_batched_tokens,
+            )?,
+            enable_prefix_caching: layers.switch(&PREFIX_CACHING, prefix_caching, true)?,
+            enable_chunked_prefill: layers.switch(&CHUNKED_PREFILL, chunked, true)?,
+            watermark: layers.value(&WATERMARK, self.watermark, defaults.watermark)?,
+            speedup_ratio: layers.value(&SPEEDUP, self.speedup_ratio, defaults.speedup_ratio)?,
+            data_parallel_size: layers.value(&RANKS, self.data_parallel_size, 1)?,
+            startup_time: startup,
+            preemption_mode: serde_json::from_value(preemption.as_str().into())
+                .ok()
+                .with_context(|| format!("--preemption-mode {preemption}: give lifo or fifo"))?,
+            seed: layers.value(&SEED, self.seed, defaults.seed)?,
+            ..defaults
+        };
+        if let Some(path) = layers.path(&EXTRA, self.extra_engine_args.clone())? {
+            engine = with_extra(engine, &path)?;
+        }
+        engine.validate().context("engine settings")?;
+        Ok(WorkerConfig {
+            model_path,
+            model_name: layers.optional(&MODEL_NAME, self.model_name.clone())?,
+            endpoint: EndpointId::parse(&endpoint),
+            custom_template: layers.path(&TEMPLATE, self.custom_jinja_template.clone())?,
+            context_length: layers.optional(&CONTEXT, self.model_context_length)?,
+            num_workers,
+            engine,
+        })
+    }
+}
+
+/// The settings of a JSON file over those of the command line.
+fn with_extra(engine: MockerConfig, path: &Path) -> anyhow::Result<MockerConfig> {
+    let named = || format!("--extra-engine-args {}", path.display());
+    let text = std::fs::read_to_string(path).with_context(named)?;
+    let extra: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&text).with_context(named)?;
+    let mut merged = serde_json::to_value(&engine).with_context(named)?;
+    if let Some(merged) = merged.as_object_mut() {
+        merged.extend(extra);
+    }
+    serde_json::from_value(merged).with_context(named)
+}

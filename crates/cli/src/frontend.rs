@@ -1,0 +1,252 @@
+//! `dynamo frontend` and `dynamo-frontend`.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use dynamo_frontend::{HttpConfig, HttpService};
+use dynamo_kv_router::KvRouterConfig;
+use dynamo_llm::{Catalog, CatalogConfig, RouterConfig, RouterMode};
+use dynamo_runtime::{
+    DistributedRuntime, Runtime,
+    config::{Key, Layers},
+};
+use tokio::net::TcpListener;
+
+use crate::{
+    common::{CommonArgs, CommonConfig, Prepared, prepare, register_process},
+    process::{self, StartError},
+    start_block::StartBlock,
+};
+
+const HOST: Key = Key::new("http-host").env(&["DYN_HTTP_HOST"]).expects("a host name or IP address");
+const PORT: Key =
+    Key::new("http-port").env(&["DYN_HTTP_PORT"]).expects("a port, 0 to 65535 (0 takes a free one)");
+const STALL: Key = Key::new("http-stall-limit-secs").env(&["DYN_HTTP_STALL_LIMIT_SECS"]).expects("seconds");
+const TRUST: Key =
+    Key::new("trust-routing-headers").env(&["DYN_TRUST_ROUTING_HEADERS"]).expects("true or false");
+const MODE: Key =
+    Key::new("router-mode").env(&["DYN_ROUTER_MODE"]).expects("round-robin, random, kv or direct");
+const WEIGHT: Key = Key::new("router-kv-overlap-score-weight")
+    .env(&["DYN_ROUTER_KV_OVERLAP_SCORE_WEIGHT"])
+    .deprecated(&["DYN_KV_OVERLAP_SCORE_WEIGHT", "DYN_OVERLAP_SCORE_WEIGHT"])
+    .expects("a number of 0 or more");
+const TEMPERATURE: Key =
+    Key::new("router-temperature").env(&["DYN_ROUTER_TEMPERATURE"]).expects("a number of 0 or more");
+const TRACK_ACTIVE: Key =
+    Key::new("router-track-active-blocks").env(&["DYN_ROUTER_TRACK_ACTIVE_BLOCKS"]).expects("true or false");
+const TRACK_OUTPUT: Key =
+    Key::new("router-track-output-blocks").env(&["DYN_ROUTER_TRACK_OUTPUT_BLOCKS"]).expects("true or false");
+const ASSUME_REUSE: Key =
+    Key::new("router-assume-kv-reuse").env(&["DYN_ROUTER_ASSUME_KV_REUSE"]).expects("true or false");
+const FILE_CACHE: Key = Key::new("model-cache").env(&["DYN_MODEL_CACHE"]).expects("a directory");
+
+/// Flags of the HTTP service and the router.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "HTTP and routing")]
+pub struct ServiceArgs {
+    /// Address to listen on [env: DYN_HTTP_HOST] [default: 0.0.0.0]
+    #[arg(long, value_name = "HOST")]
+    pub http_host: Option<String>,
+    /// Port to listen on; 0 takes a free one [env: DYN_HTTP_PORT] [default: 8000]
+    #[arg(long, value_name = "PORT")]
+    pub http_port: Option<u16>,
+    /// Cancel the request of a client that takes nothing for this long [env: DYN_HTTP_STALL_LIMIT_SECS] [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    pub http_stall_limit_secs: Option<f64>,
+    /// Let headers such as x-dynamo-worker-instance-id choose workers [env: DYN_TRUST_ROUTING_HEADERS]
+    #[arg(long)]
+    pub trust_routing_headers: bool,
+    /// How a worker is chosen: round-robin, random, kv or direct [env: DYN_ROUTER_MODE] [default: round-robin]
+    #[arg(long, value_name = "MODE")]
+    pub router_mode: Option<RouterMode>,
+    /// kv: what a block to compute costs beside a block to hold; 0 ignores caches [default: 1]
+    #[arg(long, alias = "kv-overlap-score-weight", value_name = "WEIGHT")]
+    pub router_kv_overlap_score_weight: Option<f64>,
+    /// kv: 0 takes the cheapest worker, more spreads the choice [env: DYN_ROUTER_TEMPERATURE] [default: 0]
+    #[arg(long, value_name = "T")]
+    pub router_temperature: Option<f64>,
+    /// kv: do not count the blocks of running requests
+    #[arg(long, alias = "no-track-active-blocks")]
+    pub no_router_track_active_blocks: bool,
+    /// kv: count the blocks of answers as they grow
+    #[arg(long, alias = "track-output-blocks")]
+    pub router_track_output_blocks: bool,
+    /// kv: count every request's blocks for itself
+    #[arg(long, alias = "no-assume-kv-reuse")]
+    pub no_router_assume_kv_reuse: bool,
+    /// Where model files that came from workers are kept [env: DYN_MODEL_CACHE] [default: a folder of the user's]
+    #[arg(long, value_name = "DIR")]
+    pub model_cache: Option<PathBuf>,
+}
+
+/// Flags of the frontend.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct FrontendArgs {
+    #[command(flatten)]
+    service: ServiceArgs,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// The HTTP service's and the router's settings.
+pub(crate) struct ServiceConfig {
+    host: String,
+    port: u16,
+    http: HttpConfig,
+    router: RouterConfig,
+    file_cache: PathBuf,
+}
+
+impl ServiceArgs {
+    pub(crate) fn resolve(
+        &self,
+        layers: &mut Layers<'_>,
+        default_mode: RouterMode,
+    ) -> anyhow::Result<ServiceConfig> {
+        let env = layers.env();
+        layers.also_known(&HttpConfig::VARIABLES);
+        let mut http = HttpConfig::from_env(&|name| env.get(name).map(str::to_owned))?;
+        http.stall_limit = layers.seconds(&STALL, self.http_stall_limit_secs, http.stall_limit)?;
+        http.trust_routing_headers =
+            layers.switch(&TRUST, self.trust_routing_headers.then_some(true), false)?;
+        let reference = KvRouterConfig::REFERENCE;
+        let kv = KvRouterConfig {
+            overlap_score_weight: layers.value(
+                &WEIGHT,
+                self.router_kv_overlap_score_weight,
+                reference.overlap_score_weight,
+            )?,
+            temperature: layers.value(&TEMPERATURE, self.router_temperature, reference.temperature)?,
+            track_active_blocks: layers.switch(
+                &TRACK_ACTIVE,
+                self.no_router_track_active_blocks.then_some(false),
+                reference.track_active_blocks,
+            )?,
+            track_output_blocks: layers.switch(
+                &TRACK_OUTPUT,
+                self.router_track_output_blocks.then_some(true),
+                reference.track_output_blocks,
+            )?,
+            assume_kv_reuse: layers.switch(
+                &ASSUME_REUSE,
+                self.no_router_assume_kv_reuse.then_some(false),
+                reference.assume_kv_reuse,
+            )?,
+            ..reference
+        };
+        kv.validate()?;
+        let cache = layers.path(&FILE_CACHE, self.model_cache.clone())?;
+        let user_cache = || {
+            let home = env.get("XDG_CACHE_HOME").map(PathBuf::from);
+            let home = home.or_else(|| env.get("HOME").map(|home| PathBuf::from(home).join(".cache")));
+            home.unwrap_or_else(std::env::temp_dir).join("dynamo/models")
+        };
+        Ok(ServiceConfig {
+            host: layers.value(&HOST, self.http_host.clone(), "0.0.0.0".to_owned())?,
+            port: layers.value(&PORT, self.http_port, 8000)?,
+            http,
+            router: RouterConfig { mode: layers.value(&MODE, self.router_mode, default_mode)?, kv },
+            file_cache: cache.unwrap_or_else(user_cache),
+        })
+    }
+}
+
+impl ServiceConfig {
+    pub(crate) fn mode(&self) -> RouterMode {
+        self.router.mode
+    }
+}
+
+/// A service that listens and is not yet served.
+pub(crate) struct Listening {
+    service: HttpService,
+    listener: TcpListener,
+    /// With a host that a client on this machine can use.
+    pub(crate) url: String,
+}
+
+impl Listening {
+    /// Binds first, so that a port in use ends the process before anything else is there.
+    pub(crate) async fn start(
+        config: ServiceConfig,
+        runtime: &DistributedRuntime,
+        namespace: Option<String>,
+    ) -> anyhow::Result<Self> {
+        let listener = dynamo_frontend::bind(&config.host, config.port)
+            .await
+            .map_err(|error| StartError(anyhow::Error::new(error)))?;
+        let address = listener.local_addr()?;
+        let catalog = Catalog::start(
+            runtime,
+            CatalogConfig {
+                router: config.router,
+                namespace,
+                file_cache: config.file_cache,
+                tokenizing: std::thread::available_parallelism().map_or(1, usize::from),
+            },
+        )?;
+        let phase = runtime.runtime().phase();
+        let service = HttpService::new(config.http, Arc::new(catalog), runtime.metrics().clone(), phase)?;
+        let host =
+            if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        Ok(Self { service, listener, url: format!("http://{host}:{}", address.port()) })
+    }
+
+    /// Serves until the runtime has drained. Its streams are work that shutdown waits for.
+    pub(crate) async fn serve(self, runtime: &Runtime) {
+        let work = runtime.work();
+        self.service.serve(self.listener).await;
+        drop(work);
+    }
+}
+
+/// What a process says of its runtime.
+pub(crate) fn describe(block: StartBlock, runtime: &DistributedRuntime) -> StartBlock {
+    let block = block
+        .line("discovery", format_args!("{:?}", runtime.discovery()))
+        .line("requests", format_args!("tcp {}", runtime.request_plane().address()))
+        .line("events", runtime.event_plane().kind());
+    match runtime.system_address() {
+        Some(address) => block.line("system", format_args!("http://{address}")),
+        None => block.line("system", "off (give --system-port to turn it on)"),
+    }
+}
+
+/// A request to try.
+pub(crate) fn example(url: &str, model: &str) -> String {
+    format!(
+        "curl -N {url}/v1/chat/completions -H 'content-type: application/json' -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello!\"}}], \"max_tokens\": 32, \"stream\": true}}'"
+    )
+}
+
+/// Runs the frontend to its end.
+pub fn run(args: FrontendArgs) -> ExitCode {
+    let resolve = |layers: &mut Layers<'_>| {
+        let service = args.service.resolve(layers, RouterMode::RoundRobin)?;
+        Ok((service, CommonConfig::resolve(layers, &args.common)?))
+    };
+    let (service, common) = match prepare(&args.common, resolve) {
+        Ok(Prepared::Config(config)) => config,
+        Ok(Prepared::Printed) => return ExitCode::SUCCESS,
+        Err(error) => return process::report(&error),
+    };
+    let limits = common.runtime.shutdown;
+    process::run(common.threads, limits, |runtime| async move {
+        let mode = service.mode();
+        let distributed = DistributedRuntime::new(runtime.clone(), common.runtime)
+            .await
+            .map_err(|error| StartError(anyhow::Error::new(error)))?;
+        register_process(distributed.metrics(), runtime.scope())?;
+        let listening =
+            Listening::start(service, &distributed, common.namespace).await.context("frontend")?;
+        let url = listening.url.clone();
+        describe(StartBlock::new("frontend").line("address", format_args!("{url}/v1")), &distributed)
+            .line("routing", mode)
+            .line("models", "as workers register them")
+            .line("try", format_args!("curl {url}/v1/models"))
+            .print();
+        listening.serve(&runtime).await;
+        tokio::time::timeout(Duration::from_secs(60), runtime.closed()).await.context("planes did not close")
+    })
+}

@@ -1,0 +1,59 @@
+//! `dynamo worker`.
+
+use std::process::ExitCode;
+
+use dynamo_runtime::config::Layers;
+use dynamo_worker::Workers;
+
+use crate::{
+    common::{CommonArgs, CommonConfig, Prepared, prepare, register_process},
+    engine_args::EngineArgs,
+    frontend::describe,
+    process::{self, StartError},
+    start_block::StartBlock,
+};
+
+/// Flags of workers.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct WorkerArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Runs workers to their end.
+pub fn run(args: WorkerArgs) -> ExitCode {
+    let resolve = |layers: &mut Layers<'_>| {
+        let common = CommonConfig::resolve(layers, &args.common)?;
+        Ok((args.engine.resolve(layers, common.namespace.as_deref())?, common))
+    };
+    let (engine, common) = match prepare(&args.common, resolve) {
+        Ok(Prepared::Config(config)) => config,
+        Ok(Prepared::Printed) => return ExitCode::SUCCESS,
+        Err(error) => return process::report(&error),
+    };
+    let limits = common.runtime.shutdown;
+    process::run(common.threads, limits, |runtime| async move {
+        register_process(&common.runtime.metrics, runtime.scope())?;
+        let (number, endpoint) = (engine.num_workers, engine.endpoint.clone());
+        let speedup = engine.engine.speedup_ratio;
+        let workers = Workers::start(&runtime, engine, common.runtime)
+            .await
+            .map_err(|error| StartError(anyhow::Error::new(error)))?;
+        let mut block = StartBlock::new("worker");
+        if let Some(distributed) = workers.runtime() {
+            block = describe(block, distributed);
+        }
+        let card = workers.card();
+        block
+            .line("model", format_args!("{} ({} tokens of context)", card.display_name, card.context_length))
+            .line("endpoint", endpoint.as_url())
+            .line("engine", format_args!("{number} simulated, speed-up {speedup}"))
+            .line("ready", "frontends that share the discovery find it by themselves")
+            .print();
+        runtime.closed().await;
+        drop(workers);
+        Ok(())
+    })
+}

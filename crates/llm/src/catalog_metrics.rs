@@ -1,0 +1,87 @@
+//! What the router knows, for `/metrics`: read when somebody scrapes, so that nothing is kept up to date for nobody.
+
+use std::sync::{Arc, Weak};
+
+use dynamo_runtime::metrics::{Metrics, MetricsError};
+use prometheus::{IntCounterVec, IntGaugeVec};
+
+use crate::catalog::Shared;
+
+const WORKER_LABELS: [&str; 3] = ["worker_id", "dp_rank", "worker_type"];
+/// The only role there is so far: prefill and decode in one.
+const WORKER_TYPE: &str = "decode";
+
+#[derive(Clone)]
+pub(crate) struct CatalogMetrics {
+    decode_blocks: IntGaugeVec,
+    prefill_tokens: IntGaugeVec,
+    active_requests: IntGaugeVec,
+    index_blocks: IntGaugeVec,
+    index_bytes: IntGaugeVec,
+    events: IntCounterVec,
+}
+
+impl CatalogMetrics {
+    /// Registers the families; they read the catalogue for as long as it lives.
+    pub(crate) fn register(metrics: &Metrics, shared: &Arc<Shared>) -> Result<(), MetricsError> {
+        let families = Self {
+            decode_blocks: metrics.gauge_vec(
+                "dynamo_frontend_worker_active_decode_blocks",
+                "KV blocks of the requests that this router has running on a worker",
+                &WORKER_LABELS,
+            )?,
+            prefill_tokens: metrics.gauge_vec(
+                "dynamo_frontend_worker_active_prefill_tokens",
+                "Prompt tokens that a worker has still to compute for this router",
+                &WORKER_LABELS,
+            )?,
+            active_requests: metrics.gauge_vec(
+                "dynamo_frontend_worker_active_requests",
+                "Requests that this router has running on a worker",
+                &WORKER_LABELS,
+            )?,
+            index_blocks: metrics.gauge_vec(
+                "dynamo_kvrouter_index_blocks",
+                "Pairs of worker rank and cached block in the prefix index",
+                &["model"],
+            )?,
+            index_bytes: metrics.gauge_vec(
+                "dynamo_kvrouter_index_bytes",
+                "Memory of the prefix index",
+                &["model"],
+            )?,
+            events: metrics.counter_vec(
+                "dynamo_kvrouter_kv_cache_events_applied",
+                "KV cache events that reached the prefix index, by outcome",
+                &["event_type", "status"],
+            )?,
+        };
+        let shared = Arc::downgrade(shared);
+        metrics.on_scrape(move || families.refresh(&shared));
+        Ok(())
+    }
+
+    fn refresh(&self, shared: &Weak<Shared>) {
+        let gauges = [&self.decode_blocks, &self.prefill_tokens, &self.active_requests];
+        gauges.into_iter().chain([&self.index_blocks, &self.index_bytes]).for_each(|family| family.reset());
+        self.events.reset();
+        let Some(shared) = shared.upgrade() else { return };
+        for (name, served) in shared.models.load().iter() {
+            for (worker, load) in served.router().loads() {
+                let labels = [&worker.worker_id.to_string(), &worker.dp_rank.to_string(), WORKER_TYPE];
+                self.decode_blocks.with_label_values(&labels).add(load.decode_blocks.round() as i64);
+                self.prefill_tokens.with_label_values(&labels).add(load.prefill_tokens as i64);
+                self.active_requests.with_label_values(&labels).add(i64::from(load.requests));
+            }
+            let index = served.router().index().read();
+            let counts = index.counts();
+            self.index_blocks.with_label_values(&[name]).set(counts.blocks as i64);
+            self.index_bytes.with_label_values(&[name]).set(counts.bytes as i64);
+            for (kind, status, count) in index.counters().iter() {
+                if count > 0 {
+                    self.events.with_label_values(&[kind.label(), status.label()]).inc_by(count);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! A stack of real processes for cross-process tests, and a blocking HTTP client that sees every event.
+//!
+//! The binaries are those of the same build (`cargo build --workspace --bins` comes first). Every stack has its own
+//! discovery folder and free ports, so tests do not see each other.
+
+mod http;
+mod metrics;
+mod process;
+mod stack;
+
+pub use http::{Answer, ChatStream, Event, get, post, stream_chat};
+pub use metrics::Metrics;
+pub use process::Process;
+pub use stack::{Stack, WorkerOptions, eventually};

@@ -1,0 +1,44 @@
+//! The KV mode: repeats of a prompt go to the worker that has it.
+
+use dynamo_tests::{Stack, WorkerOptions, eventually, post};
+use serde_json::json;
+use std::time::Duration;
+
+#[test]
+fn repeats_of_a_prompt_go_to_one_worker_with_cached_tokens() {
+    let mut stack = Stack::new();
+    let frontend = stack.frontend(&["--router-mode", "kv"]);
+    let _workers = stack.worker(&WorkerOptions { workers: 4, ..WorkerOptions::default() });
+    frontend.wait_for_workers(4);
+    for prompt in 0..6 {
+        let content = format!("prompt number {prompt}: ") + &"the same words again and again ".repeat(40);
+        let ask = || {
+            let body = json!({
+                "model": "tiny",
+                "max_tokens": 8,
+                "messages": [{"role": "user", "content": content}],
+                "nvext": {"extra_fields": ["worker_id"]},
+            });
+            let answer = post(&frontend.address, "/v1/chat/completions", &body).unwrap().json();
+            let usage = &answer["usage"];
+            let number = |value: &serde_json::Value| value.as_u64().unwrap_or_else(|| panic!("{answer}"));
+            (
+                number(&answer["nvext"]["worker_id"]["decode_worker_id"]),
+                number(&usage["prompt_tokens"]),
+                number(&usage["prompt_tokens_details"]["cached_tokens"]),
+            )
+        };
+        let (worker, prompt_tokens, cached) = ask();
+        assert_eq!(cached, 0, "nobody has it yet");
+        // The worker's events reach the router a moment after the answer.
+        eventually("the router knows who has the prompt", Duration::from_secs(2), || {
+            let (again, _, cached) = ask();
+            (again == worker && cached > 0).then_some(())
+        });
+        for _ in 0..5 {
+            let (again, _, cached) = ask();
+            assert_eq!(again, worker);
+            assert!(cached >= prompt_tokens - prompt_tokens % 16 - 16, "{cached} of {prompt_tokens}");
+        }
+    }
+}
