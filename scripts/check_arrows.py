@@ -16,7 +16,7 @@ LAYERS = [
     {"runtime"},
     {"llm", "mocker"},
     {"worker", "frontend", "trace"},
-    {"cli"},
+    {"cli", "tests"},
 ]
 PURE = {"tokens", "protocols", "engine-api", "text", "kv-router", "scheduler", "wire"}
 IMPURE = {"tokio", "tokio-util", "hyper", "hyper-util", "axum", "zmq", "socket2", "mio", "reqwest", "rustix", "notify"}

@@ -11,4 +11,4 @@ mod stack;
 pub use http::{Answer, ChatStream, Event, get, post, stream_chat};
 pub use metrics::Metrics;
 pub use process::Process;
-pub use stack::{Stack, WorkerOptions, eventually};
+pub use stack::{Frontend, Stack, Worker, WorkerOptions, eventually};

@@ -207,9 +207,9 @@ fn restarting_every_worker_in_turn_fails_no_request() {
             })
         })
         .collect();
-    for index in 0..workers.len() {
+    for worker in &mut workers {
         let replacement = stack.worker(&options);
-        let mut leaving = std::mem::replace(&mut workers[index], replacement);
+        let mut leaving = std::mem::replace(worker, replacement);
         leaving.process.signal(Signal::TERM);
         let status = leaving.process.wait(Duration::from_secs(20)).expect("it drains and exits");
         assert!(status.success(), "{status}");

@@ -19,37 +19,57 @@ const THREADS: Key = Key::new("runtime-threads").env(&["DYN_RUNTIME_NUM_WORKER_T
 /// Flags of every command.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Process and planes")]
-pub struct CommonArgs {
+pub(crate) struct CommonArgs {
     /// TOML file of settings, named as the flags are
     #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     /// Print the effective settings with their sources, and exit
     #[arg(long)]
-    pub print_config: bool,
+    pub(crate) print_config: bool,
     /// Namespace of the deployment [env: DYN_NAMESPACE]
     #[arg(long, value_name = "NAME")]
-    pub namespace: Option<String>,
+    pub(crate) namespace: Option<String>,
     /// Where processes find each other: file or mem [env: DYN_DISCOVERY_BACKEND] [default: file]
     #[arg(long, alias = "store-kv", value_name = "BACKEND")]
-    pub discovery_backend: Option<String>,
+    pub(crate) discovery_backend: Option<String>,
     /// How requests travel: tcp [env: DYN_REQUEST_PLANE]
     #[arg(long, value_name = "PLANE")]
-    pub request_plane: Option<String>,
+    pub(crate) request_plane: Option<String>,
     /// How events travel: zmq or in-process [env: DYN_EVENT_PLANE]
     #[arg(long, value_name = "PLANE")]
-    pub event_plane: Option<String>,
+    pub(crate) event_plane: Option<String>,
     /// Address of the system server (/live, /ready, /health, /metrics) [env: DYN_SYSTEM_HOST]
     #[arg(long, value_name = "HOST")]
-    pub system_host: Option<String>,
+    pub(crate) system_host: Option<String>,
     /// Port of the system server; 0 takes a free one; off unless set [env: DYN_SYSTEM_PORT]
     #[arg(long, value_name = "PORT")]
-    pub system_port: Option<u16>,
+    pub(crate) system_port: Option<u16>,
     /// Who may use the system server's admin routes: loopback or open [env: DYN_SYSTEM_ADMIN]
     #[arg(long, value_name = "WHO")]
-    pub system_admin: Option<String>,
+    pub(crate) system_admin: Option<String>,
     /// Threads that run tasks [env: DYN_RUNTIME_NUM_WORKER_THREADS] [default: one per core]
     #[arg(long, value_name = "N")]
-    pub runtime_threads: Option<usize>,
+    pub(crate) runtime_threads: Option<usize>,
+}
+
+/// What was chosen for discovery and planes, and why: for the start block.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Chosen {
+    discovery: String,
+    /// By the name of the setting: where its value came from.
+    sources: Vec<(&'static str, String)>,
+}
+
+impl Chosen {
+    /// Where discovery's records are, and why there.
+    pub(crate) fn discovery(&self) -> String {
+        format!("{} ({})", self.discovery, self.why("discovery-backend"))
+    }
+
+    /// Why a setting has its value.
+    pub(crate) fn why(&self, setting: &str) -> &str {
+        self.sources.iter().find(|(name, _)| *name == setting).map_or("default", |(_, source)| source)
+    }
 }
 
 /// Settings of every command.
@@ -61,7 +81,7 @@ pub(crate) struct CommonConfig {
 
 /// Either the settings, or the request to print them was served.
 pub(crate) enum Prepared<C> {
-    Config(C),
+    Config(C, Chosen),
     Printed,
 }
 
@@ -89,7 +109,9 @@ pub(crate) fn prepare<C>(
     for warning in &resolved.warnings {
         tracing::warn!("{warning}");
     }
-    Ok(Prepared::Config(config))
+    let sources =
+        resolved.settings.iter().map(|setting| (setting.name, setting.source.to_string())).collect();
+    Ok(Prepared::Config(config, Chosen { discovery: String::new(), sources }))
 }
 
 /// Flags that stand for a variable which a library resolves go before that variable.
@@ -103,6 +125,11 @@ fn with_flags(env: Env, args: &CommonArgs) -> Env {
 }
 
 impl CommonConfig {
+    /// Adds where discovery is to what was chosen.
+    pub(crate) fn describe(&self, chosen: &Chosen) -> Chosen {
+        Chosen { discovery: format!("{:?}", self.runtime.discovery), ..chosen.clone() }
+    }
+
     pub(crate) fn resolve(layers: &mut Layers<'_>, args: &CommonArgs) -> Result<Self, ConfigError> {
         let system = SystemFlags {
             host: args.system_host.clone(),

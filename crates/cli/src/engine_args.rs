@@ -13,70 +13,70 @@ use dynamo_worker::WorkerConfig;
 /// What is simulated: real scheduling, caching and KV events; time and tokens are computed.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Model and simulated engine")]
-pub struct EngineArgs {
+pub(crate) struct EngineArgs {
     /// Hugging Face model directory (tokenizer and configuration; no weights are read)
     #[arg(long, visible_alias = "model", value_name = "DIR")]
-    pub model_path: Option<PathBuf>,
+    pub(crate) model_path: Option<PathBuf>,
     /// Public name of the model [default: the directory's name]
     #[arg(long, value_name = "NAME")]
-    pub model_name: Option<String>,
+    pub(crate) model_name: Option<String>,
     /// Endpoint to serve, as in dyn://dynamo.backend.generate
     #[arg(long, value_name = "ENDPOINT")]
-    pub endpoint: Option<String>,
+    pub(crate) endpoint: Option<String>,
     /// Jinja template that goes before the model's own
     #[arg(long, value_name = "FILE")]
-    pub custom_jinja_template: Option<PathBuf>,
+    pub(crate) custom_jinja_template: Option<PathBuf>,
     /// Context to offer instead of what the model's files say
     #[arg(long, visible_alias = "max-model-len", value_name = "TOKENS")]
-    pub model_context_length: Option<u32>,
+    pub(crate) model_context_length: Option<u32>,
     /// Simulated workers in this process [default: 1]
     #[arg(long, value_name = "N")]
-    pub num_workers: Option<u32>,
+    pub(crate) num_workers: Option<u32>,
     /// KV blocks per worker and rank [default: 16384]
     #[arg(long, alias = "num-gpu-blocks", value_name = "N")]
-    pub num_gpu_blocks_override: Option<u32>,
+    pub(crate) num_gpu_blocks_override: Option<u32>,
     /// Tokens per KV block [default: 64]
     #[arg(long, value_name = "TOKENS")]
-    pub block_size: Option<u32>,
+    pub(crate) block_size: Option<u32>,
     /// Requests computed at once, per rank [default: 256]
     #[arg(long, value_name = "N")]
-    pub max_num_seqs: Option<u32>,
+    pub(crate) max_num_seqs: Option<u32>,
     /// Tokens per step, per rank [default: 8192]
     #[arg(long, value_name = "TOKENS")]
-    pub max_num_batched_tokens: Option<u32>,
+    pub(crate) max_num_batched_tokens: Option<u32>,
     /// Find prompts in the cache [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", overrides_with = "no_enable_prefix_caching")]
-    pub enable_prefix_caching: Option<bool>,
+    pub(crate) enable_prefix_caching: Option<bool>,
     /// Do not find prompts in the cache
     #[arg(long)]
-    pub no_enable_prefix_caching: bool,
+    pub(crate) no_enable_prefix_caching: bool,
     /// Compute long prompts in pieces [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", overrides_with = "no_enable_chunked_prefill")]
-    pub enable_chunked_prefill: Option<bool>,
+    pub(crate) enable_chunked_prefill: Option<bool>,
     /// Do not compute long prompts in pieces
     #[arg(long)]
-    pub no_enable_chunked_prefill: bool,
+    pub(crate) no_enable_chunked_prefill: bool,
     /// Share of blocks that admission leaves free [default: 0.01]
     #[arg(long, value_name = "0..1")]
-    pub watermark: Option<f64>,
+    pub(crate) watermark: Option<f64>,
     /// How much faster than the simulated accelerator; 0 is instant [default: 1]
     #[arg(long, value_name = "RATIO")]
-    pub speedup_ratio: Option<f64>,
+    pub(crate) speedup_ratio: Option<f64>,
     /// Data-parallel ranks per worker [default: 1]
     #[arg(long, visible_alias = "dp-size", value_name = "N")]
-    pub data_parallel_size: Option<u32>,
+    pub(crate) data_parallel_size: Option<u32>,
     /// Seconds before a worker takes requests, as an engine that loads weights [default: 0]
     #[arg(long, value_name = "SECONDS")]
-    pub startup_time: Option<f64>,
+    pub(crate) startup_time: Option<f64>,
     /// Which running request gives way when blocks run out: lifo or fifo [default: lifo]
     #[arg(long, value_name = "MODE")]
-    pub preemption_mode: Option<String>,
+    pub(crate) preemption_mode: Option<String>,
     /// Seed of the simulated tokens [default: 0]
     #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
+    pub(crate) seed: Option<u64>,
     /// JSON file of engine settings; they go before the flags
     #[arg(long, value_name = "FILE")]
-    pub extra_engine_args: Option<PathBuf>,
+    pub(crate) extra_engine_args: Option<PathBuf>,
 }
 
 const MODEL_PATH: Key =

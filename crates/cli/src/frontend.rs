@@ -13,7 +13,7 @@ use dynamo_runtime::{
 use tokio::net::TcpListener;
 
 use crate::{
-    common::{CommonArgs, CommonConfig, Prepared, prepare, register_process},
+    common::{Chosen, CommonArgs, CommonConfig, Prepared, prepare, register_process},
     process::{self, StartError},
     start_block::StartBlock,
 };
@@ -43,40 +43,40 @@ const FILE_CACHE: Key = Key::new("model-cache").env(&["DYN_MODEL_CACHE"]).expect
 /// Flags of the HTTP service and the router.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "HTTP and routing")]
-pub struct ServiceArgs {
+pub(crate) struct ServiceArgs {
     /// Address to listen on [env: DYN_HTTP_HOST] [default: 0.0.0.0]
     #[arg(long, value_name = "HOST")]
-    pub http_host: Option<String>,
+    pub(crate) http_host: Option<String>,
     /// Port to listen on; 0 takes a free one [env: DYN_HTTP_PORT] [default: 8000]
     #[arg(long, value_name = "PORT")]
-    pub http_port: Option<u16>,
+    pub(crate) http_port: Option<u16>,
     /// Cancel the request of a client that takes nothing for this long [env: DYN_HTTP_STALL_LIMIT_SECS] [default: 30]
     #[arg(long, value_name = "SECONDS")]
-    pub http_stall_limit_secs: Option<f64>,
+    pub(crate) http_stall_limit_secs: Option<f64>,
     /// Let headers such as x-dynamo-worker-instance-id choose workers [env: DYN_TRUST_ROUTING_HEADERS]
     #[arg(long)]
-    pub trust_routing_headers: bool,
+    pub(crate) trust_routing_headers: bool,
     /// How a worker is chosen: round-robin, random, kv or direct [env: DYN_ROUTER_MODE] [default: round-robin]
     #[arg(long, value_name = "MODE")]
-    pub router_mode: Option<RouterMode>,
+    pub(crate) router_mode: Option<RouterMode>,
     /// kv: what a block to compute costs beside a block to hold; 0 ignores caches [default: 1]
     #[arg(long, alias = "kv-overlap-score-weight", value_name = "WEIGHT")]
-    pub router_kv_overlap_score_weight: Option<f64>,
+    pub(crate) router_kv_overlap_score_weight: Option<f64>,
     /// kv: 0 takes the cheapest worker, more spreads the choice [env: DYN_ROUTER_TEMPERATURE] [default: 0]
     #[arg(long, value_name = "T")]
-    pub router_temperature: Option<f64>,
+    pub(crate) router_temperature: Option<f64>,
     /// kv: do not count the blocks of running requests
     #[arg(long, alias = "no-track-active-blocks")]
-    pub no_router_track_active_blocks: bool,
+    pub(crate) no_router_track_active_blocks: bool,
     /// kv: count the blocks of answers as they grow
     #[arg(long, alias = "track-output-blocks")]
-    pub router_track_output_blocks: bool,
+    pub(crate) router_track_output_blocks: bool,
     /// kv: count every request's blocks for itself
     #[arg(long, alias = "no-assume-kv-reuse")]
-    pub no_router_assume_kv_reuse: bool,
+    pub(crate) no_router_assume_kv_reuse: bool,
     /// Where model files that came from workers are kept [env: DYN_MODEL_CACHE] [default: a folder of the user's]
     #[arg(long, value_name = "DIR")]
-    pub model_cache: Option<PathBuf>,
+    pub(crate) model_cache: Option<PathBuf>,
 }
 
 /// Flags of the frontend.
@@ -202,11 +202,13 @@ impl Listening {
 }
 
 /// What a process says of its runtime.
-pub(crate) fn describe(block: StartBlock, runtime: &DistributedRuntime) -> StartBlock {
+pub(crate) fn describe(block: StartBlock, runtime: &DistributedRuntime, chosen: &Chosen) -> StartBlock {
+    let address = runtime.request_plane().address();
+    let events = runtime.event_plane().kind();
     let block = block
-        .line("discovery", format_args!("{:?}", runtime.discovery()))
-        .line("requests", format_args!("tcp {}", runtime.request_plane().address()))
-        .line("events", runtime.event_plane().kind());
+        .line("discovery", chosen.discovery())
+        .line("requests", format_args!("tcp {address} ({})", chosen.why("tcp-rpc-host")))
+        .line("events", format_args!("{events} ({})", chosen.why("event-plane")));
     match runtime.system_address() {
         Some(address) => block.line("system", format_args!("http://{address}")),
         None => block.line("system", "off (give --system-port to turn it on)"),
@@ -226,12 +228,13 @@ pub fn run(args: FrontendArgs) -> ExitCode {
         let service = args.service.resolve(layers, RouterMode::RoundRobin)?;
         Ok((service, CommonConfig::resolve(layers, &args.common)?))
     };
-    let (service, common) = match prepare(&args.common, resolve) {
-        Ok(Prepared::Config(config)) => config,
+    let ((service, common), chosen) = match prepare(&args.common, resolve) {
+        Ok(Prepared::Config(config, chosen)) => (config, chosen),
         Ok(Prepared::Printed) => return ExitCode::SUCCESS,
         Err(error) => return process::report(&error),
     };
     let limits = common.runtime.shutdown;
+    let chosen = common.describe(&chosen);
     process::run(common.threads, limits, |runtime| async move {
         let mode = service.mode();
         let distributed = DistributedRuntime::new(runtime.clone(), common.runtime)
@@ -241,11 +244,15 @@ pub fn run(args: FrontendArgs) -> ExitCode {
         let listening =
             Listening::start(service, &distributed, common.namespace).await.context("frontend")?;
         let url = listening.url.clone();
-        describe(StartBlock::new("frontend").line("address", format_args!("{url}/v1")), &distributed)
-            .line("routing", mode)
-            .line("models", "as workers register them")
-            .line("try", format_args!("curl {url}/v1/models"))
-            .print();
+        describe(
+            StartBlock::new("frontend").line("address", format_args!("{url}/v1")),
+            &distributed,
+            &chosen,
+        )
+        .line("routing", mode)
+        .line("models", "as workers register them")
+        .line("try", format_args!("curl {url}/v1/models"))
+        .print();
         listening.serve(&runtime).await;
         tokio::time::timeout(Duration::from_secs(60), runtime.closed()).await.context("planes did not close")
     })

@@ -33,12 +33,13 @@ pub fn run(args: ServeArgs) -> ExitCode {
         let common = CommonConfig::resolve(layers, &args.common)?;
         Ok((service, args.engine.resolve(layers, common.namespace.as_deref())?, common))
     };
-    let (service, engine, common) = match prepare(&args.common, resolve) {
-        Ok(Prepared::Config(config)) => config,
+    let ((service, engine, common), chosen) = match prepare(&args.common, resolve) {
+        Ok(Prepared::Config(config, chosen)) => (config, chosen),
         Ok(Prepared::Printed) => return ExitCode::SUCCESS,
         Err(error) => return process::report(&error),
     };
     let limits = common.runtime.shutdown;
+    let chosen = common.describe(&chosen);
     process::run(common.threads, limits, |runtime| async move {
         let mode = service.mode();
         let start = |error| StartError(anyhow::Error::new(error));
@@ -56,15 +57,17 @@ pub fn run(args: ServeArgs) -> ExitCode {
             .await
             .map_err(|error| StartError(anyhow::Error::new(error)))?;
         let (url, card) = (listening.url.clone(), workers.card().clone());
-        describe(StartBlock::new("serve").line("address", format_args!("{url}/v1")), &distributed)
+        describe(StartBlock::new("serve").line("address", format_args!("{url}/v1")), &distributed, &chosen)
             .line("routing", mode)
             .line("model", format_args!("{} ({} tokens of context)", card.display_name, card.context_length))
             .line("engine", format_args!("{number} simulated workers, speed-up {speedup}"))
             .line("try", example(&url, &card.display_name))
             .print();
         listening.serve(&runtime).await;
-        runtime.closed().await;
+        runtime.drained().await;
+        // What is left is cancelled: engines end with their workers.
         drop(workers);
+        runtime.closed().await;
         Ok(())
     })
 }

@@ -28,12 +28,13 @@ pub fn run(args: WorkerArgs) -> ExitCode {
         let common = CommonConfig::resolve(layers, &args.common)?;
         Ok((args.engine.resolve(layers, common.namespace.as_deref())?, common))
     };
-    let (engine, common) = match prepare(&args.common, resolve) {
-        Ok(Prepared::Config(config)) => config,
+    let ((engine, common), chosen) = match prepare(&args.common, resolve) {
+        Ok(Prepared::Config(config, chosen)) => (config, chosen),
         Ok(Prepared::Printed) => return ExitCode::SUCCESS,
         Err(error) => return process::report(&error),
     };
     let limits = common.runtime.shutdown;
+    let chosen = common.describe(&chosen);
     process::run(common.threads, limits, |runtime| async move {
         register_process(&common.runtime.metrics, runtime.scope())?;
         let (number, endpoint) = (engine.num_workers, engine.endpoint.clone());
@@ -43,7 +44,7 @@ pub fn run(args: WorkerArgs) -> ExitCode {
             .map_err(|error| StartError(anyhow::Error::new(error)))?;
         let mut block = StartBlock::new("worker");
         if let Some(distributed) = workers.runtime() {
-            block = describe(block, distributed);
+            block = describe(block, distributed, &chosen);
         }
         let card = workers.card();
         block
@@ -52,8 +53,10 @@ pub fn run(args: WorkerArgs) -> ExitCode {
             .line("engine", format_args!("{number} simulated, speed-up {speedup}"))
             .line("ready", "frontends that share the discovery find it by themselves")
             .print();
-        runtime.closed().await;
+        runtime.drained().await;
+        // What is left is cancelled: engines end with their workers.
         drop(workers);
+        runtime.closed().await;
         Ok(())
     })
 }
