@@ -62,6 +62,9 @@ pub(crate) struct EngineArgs {
     /// How much faster than the simulated accelerator; 0 is instant [default: 1]
     #[arg(long, value_name = "RATIO")]
     pub(crate) speedup_ratio: Option<f64>,
+    /// Speed-up of decoding on top of that; a small number makes slow streams that begin at once [default: 1]
+    #[arg(long, value_name = "RATIO")]
+    pub(crate) decode_speedup_ratio: Option<f64>,
     /// Data-parallel ranks per worker [default: 1]
     #[arg(long, visible_alias = "dp-size", value_name = "N")]
     pub(crate) data_parallel_size: Option<u32>,
@@ -95,6 +98,7 @@ const PREFIX_CACHING: Key = Key::new("enable-prefix-caching").expects("true or f
 const CHUNKED_PREFILL: Key = Key::new("enable-chunked-prefill").expects("true or false");
 const WATERMARK: Key = Key::new("watermark").expects("a share from 0 to 1");
 const SPEEDUP: Key = Key::new("speedup-ratio").expects("0 or more; 0 is instant");
+const DECODE_SPEEDUP: Key = Key::new("decode-speedup-ratio").expects("more than 0");
 const RANKS: Key = Key::new("data-parallel-size").expects("a number from 1 on");
 const STARTUP: Key = Key::new("startup-time").expects("seconds");
 const PREEMPTION: Key = Key::new("preemption-mode").expects("lifo or fifo");
@@ -146,6 +150,11 @@ impl EngineArgs {
             enable_chunked_prefill: layers.switch(&CHUNKED_PREFILL, chunked, true)?,
             watermark: layers.value(&WATERMARK, self.watermark, defaults.watermark)?,
             speedup_ratio: layers.value(&SPEEDUP, self.speedup_ratio, defaults.speedup_ratio)?,
+            decode_speedup_ratio: layers.value(
+                &DECODE_SPEEDUP,
+                self.decode_speedup_ratio,
+                defaults.decode_speedup_ratio,
+            )?,
             data_parallel_size: layers.value(&RANKS, self.data_parallel_size, 1)?,
             startup_time: startup,
             preemption_mode: serde_json::from_value(preemption.as_str().into())

@@ -42,6 +42,8 @@ pub struct MockerConfig {
     pub watermark: f64,
     /// Simulated seconds per second; 0 means that nothing takes time. 1.0.
     pub speedup_ratio: f64,
+    /// Decoding is sped up by this on top, prefill is not: a small number makes slow streams that begin at once. 1.0.
+    pub decode_speedup_ratio: f64,
     /// Ranks, each with its own blocks and queue. 1.
     #[serde(alias = "dp_size")]
     pub data_parallel_size: u32,
@@ -72,6 +74,7 @@ impl Default for MockerConfig {
             enable_chunked_prefill: true,
             watermark: 0.01,
             speedup_ratio: 1.0,
+            decode_speedup_ratio: 1.0,
             data_parallel_size: 1,
             startup_time: None,
             preemption_mode: PreemptionPolicy::Lifo,
@@ -93,6 +96,9 @@ pub enum MockConfigError {
     /// Not a number of seconds, or not a ratio.
     #[error("{0} must be a finite number of at least 0")]
     Negative(&'static str),
+    /// A ratio by which nothing can be divided.
+    #[error("{0} must be more than 0")]
+    NotPositive(&'static str),
     /// No token to draw.
     #[error("the vocabulary is empty: give a range with its end after its start, or at least one token")]
     NoVocabulary,
@@ -119,6 +125,9 @@ impl MockerConfig {
             if Duration::try_from_secs_f64(value).is_err() {
                 return Err(MockConfigError::Negative(name));
             }
+        }
+        if !(self.decode_speedup_ratio.is_finite() && self.decode_speedup_ratio > 0.0) {
+            return Err(MockConfigError::NotPositive("decode_speedup_ratio"));
         }
         if self.vocabulary.is_empty() {
             return Err(MockConfigError::NoVocabulary);

@@ -62,7 +62,7 @@ impl Rank {
     ) -> Self {
         Self {
             dp_rank,
-            timing: TimingModel::new(config.speedup_ratio),
+            timing: TimingModel::new(config.speedup_ratio).with_decode_speedup(config.decode_speedup_ratio),
             config,
             scheduler,
             timetable: Timetable::default(),

@@ -9,12 +9,19 @@ const LONGEST_STEP: Duration = Duration::from_secs(24 * 3600);
 #[derive(Clone, Copy, Debug)]
 pub struct TimingModel {
     speedup_ratio: f64,
+    decode_speedup_ratio: f64,
 }
 
 impl TimingModel {
     /// `speedup_ratio` divides all times; 0 makes them nothing.
     pub fn new(speedup_ratio: f64) -> Self {
-        Self { speedup_ratio }
+        Self { speedup_ratio, decode_speedup_ratio: 1.0 }
+    }
+
+    /// Divides the decoding part of a step by this as well.
+    #[must_use]
+    pub fn with_decode_speedup(self, decode_speedup_ratio: f64) -> Self {
+        Self { decode_speedup_ratio, ..self }
     }
 
     /// Whether nothing takes any time.
@@ -39,7 +46,7 @@ impl TimingModel {
         if self.is_instant() {
             return Duration::ZERO;
         }
-        let decode = if decodes { Self::decode_ms(share) } else { 0.0 };
+        let decode = if decodes { Self::decode_ms(share) / self.decode_speedup_ratio } else { 0.0 };
         let ms = (Self::prefill_ms(prefill_tokens) + decode) / self.speedup_ratio;
         Duration::try_from_secs_f64(ms / 1000.0).unwrap_or(LONGEST_STEP).min(LONGEST_STEP)
     }

@@ -21,12 +21,13 @@ async fn without_delays_no_time_passes() {
 
 #[tokio::test(start_paused = true)]
 async fn steps_take_the_time_of_the_formula() {
-    for speedup_ratio in [1.0, 10.0] {
-        let mut harness = Harness::new(MockerConfig { speedup_ratio, ..MockerConfig::default() });
+    for (speedup_ratio, decode_speedup_ratio) in [(1.0, 1.0), (10.0, 1.0), (1.0, 0.1)] {
+        let config = MockerConfig { speedup_ratio, decode_speedup_ratio, ..MockerConfig::default() };
+        let mut harness = Harness::new(config);
         let start = Instant::now();
         let (_, reader) = harness.submit(request(prompt(1, 640), 33));
         reader.ended().await;
-        let model = TimingModel::new(speedup_ratio);
+        let model = TimingModel::new(speedup_ratio).with_decode_speedup(decode_speedup_ratio);
         let share = |blocks: u32| f64::from(blocks) / 16384.0;
         let mut due = Duration::ZERO;
         let read = reader.read.lock();
