@@ -16,6 +16,10 @@ use super::{
 };
 use crate::metrics::Histogram;
 
+/// Items that one poll gives out at most: whoever turns them into something larger can stop in between. It is more than a
+/// step of any engine, so a reader that keeps up never meets it.
+const ITEMS_PER_POLL: usize = 64;
+
 /// How an answer goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamProgress {
@@ -67,8 +71,8 @@ impl ResponseStream {
         self.first_item = Some((opened, histogram));
     }
 
-    /// Calls `each` for every item received so far, in order; without any, registers the waker. Allocates nothing once
-    /// warm. After the last item, and from then on, it gives the ending.
+    /// Calls `each` for the items received so far, in order, some dozens at most; without any, registers the waker.
+    /// Allocates nothing once warm. After the last item, and from then on, it gives the ending.
     pub fn poll_items(&mut self, cx: &mut Context<'_>, each: &mut dyn FnMut(&[u8])) -> Poll<StreamProgress> {
         if let Some(ending) = std::task::ready!(self.poll_fill(cx)) {
             return Poll::Ready(match ending {
@@ -77,7 +81,8 @@ impl ResponseStream {
             });
         }
         let mut small = 0;
-        while let Some(item) = self.taken.front() {
+        for _ in 0..ITEMS_PER_POLL {
+            let Some(item) = self.taken.front() else { break };
             match item {
                 Item::Small(item) => {
                     small += cost(item);
