@@ -2,16 +2,17 @@
 
 use std::sync::{Arc, Weak};
 
+use dynamo_kv_router::EventCounters;
 use dynamo_runtime::metrics::{Metrics, MetricsError};
+use parking_lot::Mutex;
 use prometheus::{IntCounterVec, IntGaugeVec};
 
-use crate::catalog::Shared;
+use crate::{catalog::Shared, router::Router};
 
 const WORKER_LABELS: [&str; 3] = ["worker_id", "dp_rank", "worker_type"];
 /// The only role there is so far: prefill and decode in one.
 const WORKER_TYPE: &str = "decode";
 
-#[derive(Clone)]
 pub(crate) struct CatalogMetrics {
     decode_blocks: IntGaugeVec,
     prefill_tokens: IntGaugeVec,
@@ -19,6 +20,9 @@ pub(crate) struct CatalogMetrics {
     index_blocks: IntGaugeVec,
     index_bytes: IntGaugeVec,
     events: IntCounterVec,
+    /// What each model's index had counted when it was last looked at: the family grows by the difference, and does not
+    /// shrink when a model leaves. No more than there are models.
+    counted: Mutex<Vec<(Weak<Router>, EventCounters)>>,
 }
 
 impl CatalogMetrics {
@@ -55,6 +59,7 @@ impl CatalogMetrics {
                 "KV cache events that reached the prefix index, by outcome",
                 &["event_type", "status"],
             )?,
+            counted: Mutex::new(Vec::new()),
         };
         let shared = Arc::downgrade(shared);
         metrics.on_scrape(move || families.refresh(&shared));
@@ -64,8 +69,9 @@ impl CatalogMetrics {
     fn refresh(&self, shared: &Weak<Shared>) {
         let gauges = [&self.decode_blocks, &self.prefill_tokens, &self.active_requests];
         gauges.into_iter().chain([&self.index_blocks, &self.index_bytes]).for_each(|family| family.reset());
-        self.events.reset();
         let Some(shared) = shared.upgrade() else { return };
+        let mut counted = self.counted.lock();
+        counted.retain(|(router, _)| router.strong_count() > 0);
         for (name, served) in shared.models.load().iter() {
             for (worker, load) in served.router().loads() {
                 let labels = [&worker.worker_id.to_string(), &worker.dp_rank.to_string(), WORKER_TYPE];
@@ -77,9 +83,21 @@ impl CatalogMetrics {
             let counts = index.counts();
             self.index_blocks.with_label_values(&[name]).set(counts.blocks as i64);
             self.index_bytes.with_label_values(&[name]).set(counts.bytes as i64);
-            for (kind, status, count) in index.counters().iter() {
-                if count > 0 {
-                    self.events.with_label_values(&[kind.label(), status.label()]).inc_by(count);
+            let counters = *index.counters();
+            drop(index);
+            let router = Arc::downgrade(served.router());
+            let place = match counted.iter().position(|(known, _)| known.ptr_eq(&router)) {
+                Some(place) => place,
+                None => {
+                    counted.push((router, EventCounters::default()));
+                    counted.len() - 1
+                }
+            };
+            let before = std::mem::replace(&mut counted[place].1, counters);
+            for (kind, status, count) in counters.iter() {
+                let new = count.saturating_sub(before.get(kind, status));
+                if new > 0 {
+                    self.events.with_label_values(&[kind.label(), status.label()]).inc_by(new);
                 }
             }
         }

@@ -4,7 +4,9 @@
 //! registered it, over the request plane; what comes is checked against digest and size before it is used.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -119,11 +121,23 @@ impl ModelFile {
 
 fn read_capped(path: &Path) -> Result<Vec<u8>, FileError> {
     let fault = |source| FileError::Read { path: path.display().to_string(), source };
-    let size = fs::metadata(path).map_err(fault)?.len();
-    if size > MAX_FILE_BYTES {
-        return Err(FileError::TooLarge { path: path.display().to_string(), size });
+    let too_large = |size| FileError::TooLarge { path: path.display().to_string(), size };
+    let metadata = fs::metadata(path).map_err(fault)?;
+    // Before it is opened, which could wait on a pipe for ever.
+    if !metadata.is_file() {
+        return Err(fault(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")));
     }
-    fs::read(path).map_err(fault)
+    if metadata.len() > MAX_FILE_BYTES {
+        return Err(too_large(metadata.len()));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
+    // It may have grown since.
+    let file = fs::File::open(path).map_err(fault)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(fault)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(too_large(bytes.len() as u64));
+    }
+    Ok(bytes)
 }
 
 /// This host's cache of model files, by digest.
@@ -144,7 +158,7 @@ impl FileCache {
             return Some(bytes);
         }
         let cached = self.path_of(file)?;
-        file.check(fs::read(cached).ok()?).ok()
+        file.check(read_capped(&cached).ok()?).ok()
     }
 
     /// Keeps a file that was checked. A cache that can't be written costs a transfer next time, no more.
@@ -152,8 +166,12 @@ impl FileCache {
         let Some(target) = self.path_of(file) else { return Ok(()) };
         fs::create_dir_all(&self.directory)?;
         let temporary = self.directory.join(format!(".tmp_{}_{:016x}", std::process::id(), rand_suffix()));
-        fs::write(&temporary, bytes)?;
-        fs::rename(&temporary, target)
+        let written = write_private(&temporary, bytes).and_then(|()| fs::rename(&temporary, target));
+        if written.is_err() {
+            // What is left of it may be nothing.
+            let _ = fs::remove_file(&temporary);
+        }
+        written
     }
 
     /// The digest names the file; anything but hexadecimal digits there is not ours.
@@ -162,6 +180,12 @@ impl FileCache {
         let plain = hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
         plain.then(|| self.directory.join(hex))
     }
+}
+
+/// A chat template may be a secret of the model's owner.
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(bytes)
 }
 
 /// Tells writers in one process apart.
@@ -196,6 +220,24 @@ mod tests {
         fs::write(&path, b"{}").unwrap();
         let file = ModelFile::describe(&path).unwrap();
         assert!(matches!(file.check(b"[]".to_vec()), Err(FileError::WrongDigest { .. })));
+    }
+
+    #[test]
+    fn what_is_not_a_regular_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = ModelFile::describe(folder.path()).unwrap_err();
+        assert!(error.to_string().contains("not a regular file"), "{error}");
+    }
+
+    #[test]
+    fn cached_files_are_their_owners_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let cache = FileCache::new(folder.path().to_owned());
+        let file = ModelFile { path: "/nonexistent".into(), checksum: digest(b"{}"), size: 2 };
+        cache.keep(&file, b"{}").unwrap();
+        let cached = fs::metadata(cache.path_of(&file).unwrap()).unwrap();
+        assert_eq!(cached.permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -1,18 +1,30 @@
 //! A running answer: items of the request plane in, deltas of text out.
 
-use std::task::{Context, Poll, ready};
+use std::{
+    task::{Context, Poll, ready},
+    time::Instant,
+};
 
 use dynamo_engine_api::{
     CompletionUsage, EngineOutput, FinishReason, PromptTokensDetails, StopReason, decode_output,
 };
-use dynamo_runtime::request_plane::{ResponseStream, StreamError, StreamProgress};
+use dynamo_runtime::{
+    Client, Incarnation,
+    request_plane::{ResponseStream, StreamError, StreamProgress},
+};
 use dynamo_text::{OutputDecoder, Stopped};
 
 use crate::{Delta, GenerateError, Generation, Progress, router::Booking};
 
+/// The code of a worker's failure that is the request's own fault.
+const INVALID_REQUEST: u16 = 400;
+
 /// An answer that a worker is generating.
 pub(crate) struct RoutedGeneration {
     stream: ResponseStream,
+    client: Client,
+    /// Who answers.
+    incarnation: Incarnation,
     decoded: DecodedOutput,
     /// Frees the worker's reservation when the answer ends, whatever the way.
     booking: Booking,
@@ -27,6 +39,8 @@ struct DecodedOutput {
     usage: CompletionUsage,
     /// Set when nothing more is to be shown.
     closed: Option<Closed>,
+    /// Whether the engine itself said that it is done, so that the stream's end is near.
+    engine_ended: bool,
 }
 
 enum Closed {
@@ -36,6 +50,8 @@ enum Closed {
 
 impl RoutedGeneration {
     pub(crate) fn new(
+        client: Client,
+        incarnation: Incarnation,
         stream: ResponseStream,
         decoder: OutputDecoder,
         prompt_tokens: u32,
@@ -53,8 +69,9 @@ impl RoutedGeneration {
             text: String::with_capacity(64),
             usage,
             closed: None,
+            engine_ended: false,
         };
-        Self { stream, decoded, booking, ended: false }
+        Self { stream, client, incarnation, decoded, booking, ended: false }
     }
 }
 
@@ -63,17 +80,28 @@ impl Generation for RoutedGeneration {
         if self.ended {
             return Poll::Ready(Progress::End);
         }
-        let (decoded, booking) = (&mut self.decoded, &mut self.booking);
-        let progress = ready!(self.stream.poll_items(cx, &mut |item| {
-            booking.on_output();
-            decoded.show(item, each);
-        }));
+        let before = self.decoded.usage.completion_tokens;
+        let decoded = &mut self.decoded;
+        let progress = ready!(self.stream.poll_items(cx, &mut |item| decoded.show(item, each)));
+        if progress == StreamProgress::More {
+            let tokens = self.decoded.usage.completion_tokens - before;
+            self.booking.on_progress(tokens as usize, Instant::now());
+        }
+        if self.decoded.engine_ended {
+            // The end mostly comes with the last item. A stream that was not seen to end is cancelled when it goes.
+            let _ = self.stream.poll_items(cx, &mut |_| {});
+        }
         let progress = match (self.decoded.closed.take(), progress) {
             (Some(Closed::Finished), _) => Progress::End,
             (Some(Closed::Failed(error)), _) => Progress::Failed(error),
             (None, StreamProgress::More) => return Poll::Ready(Progress::More),
             (None, StreamProgress::End) => Progress::Failed(GenerateError::WorkerLost),
-            (None, StreamProgress::Failed(error)) => Progress::Failed(stream_error(error)),
+            (None, StreamProgress::Failed(error)) => {
+                if error == StreamError::Disconnected {
+                    self.client.report_lost(self.incarnation);
+                }
+                Progress::Failed(stream_error(error))
+            }
         };
         self.ended = true;
         self.booking.release();
@@ -103,6 +131,7 @@ impl DecodedOutput {
         {
             self.usage.prompt_tokens_details = usage.prompt_tokens_details;
         }
+        self.engine_ended |= self.output.finish_reason.is_some();
         let index = self.output.index.unwrap_or(0);
         for position in 0..self.output.token_ids.len() {
             self.usage.completion_tokens += 1;
@@ -119,6 +148,7 @@ impl DecodedOutput {
         }
         let Some(reason) = self.output.finish_reason.take() else { return };
         self.closed = Some(match reason {
+            FinishReason::Cancelled => Closed::Failed(GenerateError::Cancelled),
             FinishReason::Error(message) => Closed::Failed(GenerateError::Engine(message)),
             reason => {
                 self.text.clear();
@@ -148,9 +178,16 @@ pub(crate) fn stream_error(error: StreamError) -> GenerateError {
         StreamError::DeadlineExceeded => GenerateError::DeadlineExceeded,
         StreamError::SlowReader => GenerateError::SlowReader,
         StreamError::Cancelled(_) => GenerateError::Cancelled,
+        StreamError::TooLarge(message) => GenerateError::Invalid { param: Some("messages"), message },
+        StreamError::Application { code: INVALID_REQUEST, message } => {
+            GenerateError::Invalid { param: None, message }
+        }
         StreamError::Application { code, message } => {
             GenerateError::Engine(format!("{message} (code {code})"))
         }
         _ => GenerateError::WorkerLost,
     }
 }
+
+#[cfg(test)]
+mod tests;

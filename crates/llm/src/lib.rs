@@ -12,6 +12,7 @@ mod generation;
 mod kv_events;
 mod model;
 mod preprocess;
+mod retry;
 mod router;
 mod served_model;
 

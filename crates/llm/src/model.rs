@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use dynamo_engine_api::{RoutingHints, encode_request};
 use dynamo_runtime::{
-    Client, Instance, InstanceState, WorkerId,
+    Client, Incarnation, Instance, InstanceState, WorkerId,
     request_plane::{OutgoingRequest, ResponseStream, StreamError},
 };
 use dynamo_tokens::HashSeed;
@@ -18,6 +18,7 @@ use crate::{
     ChatModel, ChatRequest, GenerateError, Generation, GenerationFuture, ModelInfo, RequestContext,
     generation::{RoutedGeneration, stream_error},
     preprocess::Preprocessor,
+    retry::Candidates,
     router::{RouteRequest, Router},
 };
 
@@ -47,7 +48,7 @@ impl RoutedModel {
         mut request: ChatRequest,
         context: RequestContext,
     ) -> Result<Box<dyn Generation>, GenerateError> {
-        let tokens = self.preprocessor.prompt(&mut request, &self.tokenizing).await?;
+        let tokens = self.preprocessor.prompt(&mut request, &self.tokenizing, context.deadline).await?;
         let prompt_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
         let mut engine_request = self.preprocessor.engine_request(&request, tokens, RoutingHints::default());
         let decoder = self.preprocessor.decoder(&mut request, &engine_request.token_ids);
@@ -55,16 +56,22 @@ impl RoutedModel {
         let metadata: Vec<(String, String)> =
             context.traceparent.iter().map(|value| ("traceparent".to_owned(), value.clone())).collect();
         // A worker that refuses or is gone before it accepts has done nothing: another one is asked, each at most once.
-        let mut refused = self.unavailable();
+        let mut candidates = Candidates::avoiding(self.unavailable());
         loop {
-            let booking = self.router.route(&RouteRequest {
+            let routed = self.router.route(&RouteRequest {
                 tokens: &engine_request.token_ids,
                 seed,
                 pinned_worker: request.worker_id,
                 pinned_rank: request.dp_rank,
                 expected_output_tokens: request.expected_output_tokens,
-                excluded: &refused,
-            })?;
+                excluded: candidates.excluded(),
+            });
+            let booking = match routed {
+                Ok(booking) => booking,
+                Err(GenerateError::NoWorkers) if candidates.avoid_nobody() => continue,
+                Err(GenerateError::NoWorkers) => return Err(candidates.exhausted()),
+                Err(error) => return Err(error),
+            };
             let (worker_id, dp_rank) = booking.worker();
             engine_request.routing = RoutingHints {
                 worker_id: Some(worker_id),
@@ -84,12 +91,15 @@ impl RoutedModel {
                 metadata: metadata.clone(),
             };
             match self.open(worker_id, outgoing).await {
-                Ok(stream) => {
-                    return Ok(Box::new(RoutedGeneration::new(stream, decoder, prompt_tokens, booking)));
+                Ok((incarnation, stream)) => {
+                    let client = self.client.clone();
+                    let generation =
+                        RoutedGeneration::new(client, incarnation, stream, decoder, prompt_tokens, booking);
+                    return Ok(Box::new(generation));
                 }
                 Err(error) if error.is_retriable() && request.worker_id.is_none() => {
                     tracing::info!(request_id = %context.id, worker_id, %error, "asking another worker");
-                    refused.push(worker_id);
+                    candidates.refused_by(worker_id, matches!(error, StreamError::Overloaded(_)));
                 }
                 Err(error) => return Err(stream_error(error)),
             }
@@ -98,26 +108,25 @@ impl RoutedModel {
 }
 
 impl RoutedModel {
-    async fn open(&self, worker_id: u64, request: OutgoingRequest) -> Result<ResponseStream, StreamError> {
+    async fn open(
+        &self,
+        worker_id: u64,
+        request: OutgoingRequest,
+    ) -> Result<(Incarnation, ResponseStream), StreamError> {
         let gone = || StreamError::Unavailable("the worker has just left".to_owned());
         let instance = self.client.instance(WorkerId::from_bits(worker_id)).ok_or_else(gone)?;
         match self.client.open(&instance, request).await {
-            Ok(stream) => Ok(stream),
+            Ok(stream) => Ok((instance.incarnation(), stream)),
             Err(error) => Err(error.stream_error().cloned().unwrap_or_else(gone)),
         }
     }
 
-    /// Workers that failed just now: they are avoided until they have had time to come back.
+    /// Workers that are in doubt or failed just now: they are asked when nobody else is left.
     fn unavailable(&self) -> Vec<u64> {
         let instances = self.client.instances();
-        let ready = |instance: &&Instance| instance.state() == InstanceState::Ready;
-        let failed: Vec<u64> = instances
-            .iter()
-            .filter(|instance| ready(instance) && !instance.is_available())
-            .map(|instance| instance.worker_id().get())
-            .collect();
-        // If all have, one of them is as good as another.
-        if failed.len() == instances.iter().filter(ready).count() { Vec::new() } else { failed }
+        let doubtful =
+            |instance: &&Instance| instance.state() != InstanceState::Draining && !instance.is_available();
+        instances.iter().filter(doubtful).map(|instance| instance.worker_id().get()).collect()
     }
 }
 

@@ -1,18 +1,20 @@
 //! From a chat request to token ids and a decoder, by one model's template and tokenizer.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use dynamo_engine_api::{OutputOptions, PreprocessedRequest, RoutingHints, StopConditions};
+use dynamo_protocols::ChatMessage;
 use dynamo_text::{
     ChatTemplate, DecoderConfig, LocalTime, ModelConfig, OutputDecoder, RenderInput, TemplateSources,
     Tokenizer, TokenizerConfig,
 };
-use tokio::sync::Semaphore;
+use serde_json::Value;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{ChatRequest, GenerateError, card::ModelCard, files::ModelFileKind};
 
-/// Prompts up to this many bytes are tokenized where they arrive: it takes less than half a millisecond, and a hop to
-/// another thread and back costs a tenth of that. Longer ones go to the pool.
+/// Prompts up to this many bytes are rendered and tokenized where they arrive: it takes less than half a millisecond,
+/// and a hop to another thread and back costs a tenth of that. Longer ones go to the pool.
 const INLINE_BYTES: usize = 2048;
 
 /// Everything of a model that needs its files.
@@ -95,11 +97,13 @@ impl Preprocessor {
         })
     }
 
-    /// Template and tokenizer. Long prompts wait for a turn in the pool that `turns` bounds.
+    /// Template and tokenizer. Long prompts wait for a turn in the pool that `turns` bounds, until `deadline`. Takes the
+    /// conversation out of the request.
     pub(crate) async fn prompt(
         self: &Arc<Self>,
         request: &mut ChatRequest,
         turns: &Arc<Semaphore>,
+        deadline: Option<Instant>,
     ) -> Result<Vec<u32>, GenerateError> {
         let tokens = match request.token_data.take() {
             Some(tokens) => {
@@ -114,7 +118,7 @@ impl Preprocessor {
                 }
                 tokens
             }
-            None => self.tokenize(self.render(request)?, turns).await?,
+            None => self.tokens_of(Conversation::take(request), turns, deadline).await?,
         };
         if tokens.is_empty() {
             return Err(GenerateError::Invalid {
@@ -131,7 +135,7 @@ impl Preprocessor {
         Ok(tokens)
     }
 
-    fn render(&self, request: &ChatRequest) -> Result<String, GenerateError> {
+    fn render(&self, request: &Conversation) -> Result<String, GenerateError> {
         self.template
             .render(&RenderInput {
                 messages: &request.messages,
@@ -145,25 +149,28 @@ impl Preprocessor {
             })
     }
 
-    async fn tokenize(
+    fn encode(&self, text: &str) -> Result<Vec<u32>, GenerateError> {
+        self.tokenizer.encode(text, false).map_err(|error| GenerateError::Internal(error.to_string()))
+    }
+
+    async fn tokens_of(
         self: &Arc<Self>,
-        text: String,
+        conversation: Conversation,
         turns: &Arc<Semaphore>,
+        deadline: Option<Instant>,
     ) -> Result<Vec<u32>, GenerateError> {
-        let internal = |error: String| GenerateError::Internal(error);
-        if text.len() <= INLINE_BYTES {
-            return self.tokenizer.encode(&text, false).map_err(|error| internal(error.to_string()));
-        }
-        let turn = turns.clone().acquire_owned().await.map_err(|_| GenerateError::Cancelled)?;
         let this = self.clone();
-        tokio::task::spawn_blocking(move || {
-            let tokens = this.tokenizer.encode(&text, false);
-            drop(turn);
-            tokens
-        })
-        .await
-        .map_err(|error| internal(error.to_string()))?
-        .map_err(|error| internal(error.to_string()))
+        if conversation.bytes() > INLINE_BYTES {
+            let turn = turn(turns, deadline).await?;
+            return in_pool(turn, move || this.encode(&this.render(&conversation)?)).await;
+        }
+        let text = self.render(&conversation)?;
+        if text.len() <= INLINE_BYTES {
+            return self.encode(&text);
+        }
+        // A long template.
+        let turn = turn(turns, deadline).await?;
+        in_pool(turn, move || this.encode(&text)).await
     }
 
     /// The engine's request.
@@ -176,7 +183,8 @@ impl Preprocessor {
         let room = self.context_length.saturating_sub(u32::try_from(token_ids.len()).unwrap_or(u32::MAX));
         let eos = if request.ignore_eos { Vec::new() } else { self.eos_token_ids.to_vec() };
         let hidden = (!eos.is_empty()).then(|| eos.clone());
-        let own = (!request.stop_token_ids.is_empty()).then(|| request.stop_token_ids.clone());
+        let own = (!request.ignore_eos && !request.stop_token_ids.is_empty())
+            .then(|| request.stop_token_ids.clone());
         PreprocessedRequest {
             model: self.name.clone(),
             token_ids,
@@ -202,9 +210,10 @@ impl Preprocessor {
 
     /// The decoder of one answer to `prompt`.
     pub(crate) fn decoder(&self, request: &mut ChatRequest, prompt: &[u32]) -> OutputDecoder {
+        let stop_token_ids = std::mem::take(&mut request.stop_token_ids);
         let config = DecoderConfig {
             stop: std::mem::take(&mut request.stop),
-            stop_token_ids: std::mem::take(&mut request.stop_token_ids),
+            stop_token_ids: if request.ignore_eos { Vec::new() } else { stop_token_ids },
             min_tokens: request.min_tokens.unwrap_or(0),
             ignore_eos: request.ignore_eos,
             skip_special_tokens: request.skip_special_tokens.unwrap_or(true),
@@ -215,8 +224,78 @@ impl Preprocessor {
     }
 }
 
+/// What the template is given.
+struct Conversation {
+    messages: Vec<ChatMessage>,
+    tools: Option<Value>,
+    add_generation_prompt: bool,
+    template_args: Option<serde_json::Map<String, Value>>,
+}
+
+impl Conversation {
+    fn take(request: &mut ChatRequest) -> Self {
+        Self {
+            messages: std::mem::take(&mut request.messages),
+            tools: request.tools.take(),
+            add_generation_prompt: request.add_generation_prompt,
+            template_args: request.template_args.take(),
+        }
+    }
+
+    /// About how long the prompt will be, the template's own text apart.
+    fn bytes(&self) -> usize {
+        let of_message = |message: &ChatMessage| {
+            let content = message.content.iter().flat_map(|content| content.text_parts());
+            let calls = message.tool_calls.iter().flatten().map(|call| call.function.arguments.len());
+            let thought = message.reasoning_content.as_ref().map_or(0, String::len);
+            content.map(str::len).sum::<usize>() + calls.sum::<usize>() + thought
+        };
+        self.messages.iter().map(of_message).sum::<usize>()
+            + self.tools.as_ref().map_or(0, json_bytes)
+            + self.template_args.iter().flat_map(|args| args.values()).map(json_bytes).sum::<usize>()
+    }
+}
+
+fn json_bytes(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 4,
+        Value::String(text) => text.len(),
+        Value::Array(values) => values.iter().map(json_bytes).sum(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + json_bytes(value)).sum(),
+    }
+}
+
+async fn turn(
+    turns: &Arc<Semaphore>,
+    deadline: Option<Instant>,
+) -> Result<OwnedSemaphorePermit, GenerateError> {
+    let turn = turns.clone().acquire_owned();
+    let turn = match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), turn)
+            .await
+            .map_err(|_| GenerateError::DeadlineExceeded)?,
+        None => turn.await,
+    };
+    turn.map_err(|_| GenerateError::Cancelled)
+}
+
+/// Runs `work` in the blocking pool; the turn is over when the work is, also if nobody waits for it any more.
+async fn in_pool(
+    turn: OwnedSemaphorePermit,
+    work: impl FnOnce() -> Result<Vec<u32>, GenerateError> + Send + 'static,
+) -> Result<Vec<u32>, GenerateError> {
+    let working = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work()
+    });
+    working.await.map_err(|error| GenerateError::Internal(error.to_string()))?
+}
+
 /// What templates that print the date are told: UTC, as servers run in it.
 fn utc_now() -> LocalTime {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     LocalTime::from_unix(i64::try_from(now.as_secs()).unwrap_or(0), 0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,8 @@
 //! Chooses a worker for each request of one model, and counts what runs where.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Instant,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use dynamo_engine_api::DpRank;
@@ -21,6 +18,9 @@ use crate::GenerateError;
 
 /// Scratch buffers kept for reuse; more are made when more requests route at the same instant, and dropped after.
 const KEPT_SCRATCH: usize = 16;
+
+/// A running answer gives this many signs of life in the time after which it would no longer count.
+const SIGNS_OF_LIFE: u32 = 5;
 
 /// How a worker is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,7 +106,9 @@ pub(crate) struct Router {
     block_size: BlockSize,
     index: RwLock<KvIndex>,
     scheduler: Mutex<KvScheduler>,
-    turn: AtomicUsize,
+    /// Whose turn it was last. Taken with the scheduler's lock held, never the other way round.
+    last_turn: Mutex<Option<WorkerRank>>,
+    sign_of_life: Duration,
     scratch: Mutex<Vec<Scratch>>,
 }
 
@@ -118,10 +120,11 @@ impl Router {
         let seed = rand::rng().random();
         Ok(Self {
             scheduler: Mutex::new(KvScheduler::new(config.kv.clone(), block_size, seed)?),
+            sign_of_life: config.kv.active_request_expiry / SIGNS_OF_LIFE,
             config,
             block_size,
             index: RwLock::new(KvIndex::default()),
-            turn: AtomicUsize::new(0),
+            last_turn: Mutex::new(None),
             scratch: Mutex::new(Vec::new()),
         })
     }
@@ -136,16 +139,19 @@ impl Router {
         &self.index
     }
 
-    /// Takes on a worker or its changed record.
-    pub(crate) fn set_worker(&self, worker: &RoutedWorker) {
+    /// Takes on a worker or its changed record; `false` if that cannot be, and then nothing has changed.
+    pub(crate) fn set_worker(&self, worker: &RoutedWorker) -> bool {
         let ranks = worker.first_rank..worker.first_rank.saturating_add(worker.ranks.max(1));
         let slots =
             self.index.write().add_worker(worker.worker_id, worker.epoch, ranks, worker.blocks_per_rank);
         match slots {
             Ok(slots) => {
-                self.scheduler.lock().set_worker(worker.worker_id, worker.epoch, &slots, worker.draining);
+                self.scheduler.lock().set_worker(worker.worker_id, worker.epoch, &slots, worker.draining)
             }
-            Err(error) => tracing::warn!(worker_id = worker.worker_id, %error, "worker is not routed to"),
+            Err(error) => {
+                tracing::warn!(worker_id = worker.worker_id, %error, "worker is not routed to");
+                false
+            }
         }
     }
 
@@ -220,7 +226,8 @@ impl Router {
             id: Some(reservation.id),
             worker: selection.worker,
             overlap_blocks: selection.overlap_blocks,
-            outputs: 0,
+            sign_of_life: None,
+            tokens: 0,
         })
     }
 
@@ -243,19 +250,21 @@ impl Router {
                 && !request.excluded.contains(&candidate.worker.worker_id)
                 && request.pinned_rank.is_none_or(|rank| rank == candidate.worker.dp_rank)
         };
-        let count = candidates.iter().filter(may_serve).count();
-        if count == 0 {
-            return Err(GenerateError::NoWorkers);
-        }
-        let place = match self.config.mode {
-            RouterMode::Random => rand::rng().random_range(0..count),
-            _ => self.turn.fetch_add(1, Ordering::Relaxed) % count,
+        let eligible = || candidates.iter().filter(may_serve).map(|candidate| candidate.worker);
+        let chosen = if self.config.mode == RouterMode::Random {
+            let count = eligible().count();
+            (count > 0).then(|| rand::rng().random_range(0..count)).and_then(|place| eligible().nth(place))
+        } else {
+            // In the order of ids, so that turns do not depend on the order in which workers came.
+            let order = |worker: &WorkerRank| (worker.worker_id, worker.dp_rank);
+            let mut last_turn = self.last_turn.lock();
+            let after = last_turn.as_ref().map(order);
+            let following = eligible().filter(|worker| after.is_none_or(|after| order(worker) > after));
+            let chosen = following.min_by_key(order).or_else(|| eligible().min_by_key(order));
+            *last_turn = chosen.or(*last_turn);
+            chosen
         };
-        // In the order of ids, so that turns do not depend on the order in which workers came.
-        let mut eligible: Vec<WorkerRank> =
-            candidates.iter().filter(may_serve).map(|candidate| candidate.worker).collect();
-        eligible.sort_unstable_by_key(|worker| (worker.worker_id, worker.dp_rank));
-        Ok(eligible[place])
+        chosen.ok_or(GenerateError::NoWorkers)
     }
 }
 
@@ -283,7 +292,9 @@ pub(crate) struct Booking {
     id: Option<ReservationId>,
     worker: WorkerRank,
     overlap_blocks: u32,
-    outputs: usize,
+    /// The last one, if any was given.
+    sign_of_life: Option<Instant>,
+    tokens: usize,
 }
 
 impl Booking {
@@ -297,15 +308,24 @@ impl Booking {
         self.overlap_blocks
     }
 
-    /// The worker gave an output: the first one ends the prefill, and one in each block's worth is a sign of life.
-    pub(crate) fn on_output(&mut self) {
+    /// The worker's answer went on, by `tokens`: the first time ends the prefill, and each block counts. An answer that
+    /// is slow to fill a block gives a sign of life now and then, so that it goes on counting.
+    pub(crate) fn on_progress(&mut self, tokens: usize, now: Instant) {
         let Some(id) = self.id else { return };
-        if self.outputs == 0 {
-            self.router.scheduler.lock().mark_prefill_completed(id, Instant::now());
-        } else if self.outputs.is_multiple_of(self.router.block_size.get()) {
-            self.router.scheduler.lock().add_output_block(id, Instant::now());
+        let block_size = self.router.block_size.get();
+        let blocks = (self.tokens + tokens) / block_size - self.tokens / block_size;
+        self.tokens += tokens;
+        let alive = self.sign_of_life.is_some_and(|at| now < at + self.router.sign_of_life);
+        if alive && blocks == 0 {
+            return;
         }
-        self.outputs += 1;
+        let mut scheduler = self.router.scheduler.lock();
+        // After the first time it is a sign of life and nothing else.
+        scheduler.mark_prefill_completed(id, now);
+        for _ in 0..blocks {
+            scheduler.add_output_block(id, now);
+        }
+        self.sign_of_life = Some(now);
     }
 
     /// The request is over.
@@ -390,7 +410,7 @@ mod tests {
         let load =
             |router: &Router| router.loads().into_iter().map(|(_, load)| load.prefill_tokens).sum::<u64>();
         assert_eq!(load(&router), 40);
-        booking.on_output();
+        booking.on_progress(1, Instant::now());
         assert_eq!((load(&router), busy(&router)), (0, 1));
         drop(booking);
         assert_eq!(busy(&router), 0);
@@ -406,5 +426,59 @@ mod tests {
         let mut workers: Vec<u64> = bookings.iter().map(|booking| booking.worker().0).collect();
         workers.sort_unstable();
         assert_eq!(workers, [7, 8, 9]);
+    }
+    #[test]
+    fn an_answer_that_is_slow_goes_on_counting() {
+        let router = router(RouterMode::Kv);
+        let tokens: Vec<u32> = (0..40).collect();
+        let mut slow = router.route(&request(&tokens, &[])).unwrap();
+        let silent = router.route(&request(&tokens, &[])).unwrap();
+        let expiry = KvRouterConfig::REFERENCE.active_request_expiry;
+        let start = Instant::now();
+        slow.on_progress(1, start);
+        slow.on_progress(1, start + expiry / 2);
+        let expired = router.scheduler.lock().expire(start + expiry + Duration::from_secs(1));
+        assert_eq!((expired, busy(&router)), (1, 1));
+        drop((slow, silent));
+        assert_eq!(busy(&router), 0);
+    }
+
+    #[test]
+    fn output_blocks_are_of_tokens_however_they_come() {
+        let kv = KvRouterConfig { track_output_blocks: true, ..KvRouterConfig::REFERENCE };
+        let config = RouterConfig { mode: RouterMode::Kv, kv };
+        let router = Arc::new(Router::new(config, BlockSize::new(4).unwrap()).unwrap());
+        router.set_worker(&RoutedWorker {
+            worker_id: 7,
+            epoch: 1,
+            first_rank: 0,
+            ranks: 1,
+            blocks_per_rank: None,
+            draining: false,
+        });
+        let tokens: Vec<u32> = (0..8).collect();
+        let mut booking = router.route(&request(&tokens, &[])).unwrap();
+        let blocks = |router: &Router| router.loads()[0].1.decode_blocks;
+        let before = blocks(&router);
+        for tokens in [3, 0, 9, 3, 1] {
+            booking.on_progress(tokens, Instant::now());
+        }
+        assert_eq!(blocks(&router) - before, 4.0);
+    }
+
+    #[test]
+    fn a_worker_that_cannot_be_taken_on_is_said_to_be() {
+        let router = router(RouterMode::Kv);
+        let worker = RoutedWorker {
+            worker_id: 10,
+            epoch: 1,
+            first_rank: 0,
+            ranks: 1 << 20,
+            blocks_per_rank: None,
+            draining: false,
+        };
+        assert!(!router.set_worker(&worker));
+        assert!(!router.set_worker(&RoutedWorker { worker_id: 7, epoch: 0, ranks: 1, ..worker }));
+        assert!(router.set_worker(&RoutedWorker { ranks: 1, ..worker }));
     }
 }
