@@ -27,7 +27,7 @@ pub struct Submission {
     pub dp_rank: DpRank,
     /// What to generate.
     pub request: PreprocessedRequest,
-    /// Where outputs go. Dropping it without a finish reason ends the stream as incomplete.
+    /// Where outputs go, or the refusal. Dropping it without either ends the stream as incomplete.
     pub sink: Box<dyn OutputSink>,
 }
 
@@ -40,7 +40,21 @@ pub enum SinkState {
     Closed,
 }
 
-/// The way back of one request. Neither call blocks, waits for the reader or, once warm, allocates.
+/// Why a request is not served, though nothing of it was computed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// A bound was hit: another worker, or this one later, may serve it.
+    #[error("overloaded: {0}")]
+    Overloaded(String),
+    /// This worker can't serve it, whatever it is: another one may.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+    /// The request itself is at fault, so no worker of this model will serve it.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// The way back of one request. No call blocks, waits for the reader or, once warm, allocates.
 pub trait OutputSink: Send {
     /// Copies an output into the outbox of the caller's connection; wakes nobody. An output with a finish reason is
     /// the last one.
@@ -48,12 +62,15 @@ pub trait OutputSink: Send {
     /// Ends a step: what was pushed to any sink of the same connection leaves in one frame, with one wake-up.
     /// Cheap if another sink of that connection was flushed already.
     fn flush(&mut self);
+    /// Ends the request unserved, at once and without a flush; in place of any output. What is known at submission is
+    /// said before [`Engine::submit`] returns, so that the request can still go to another worker.
+    fn refuse(&mut self, refused: Refused);
 }
 
 /// Something that generates tokens.
 pub trait Engine: Send + Sync + 'static {
-    /// Takes a request. Never blocks and never fails: a request that can't be served is finished through its sink
-    /// with [`crate::FinishReason::Error`].
+    /// Takes a request, or [refuses](OutputSink::refuse) it through its sink: a queue that is full, a rank that there is
+    /// not, a prompt that does not fit, an engine that has shut down. Never blocks.
     fn submit(&self, submission: Submission);
     /// Takes a request back; its blocks are free soon after, and its sink is dropped without another output.
     /// An unknown key is ignored (the request may just have ended).

@@ -13,7 +13,9 @@ mod output;
 mod request;
 
 pub use codec::{DecodeError, decode_output, decode_request, encode_output, encode_request};
-pub use engine::{AbortReason, Engine, EngineObserver, OutputSink, RequestKey, SinkState, Submission};
+pub use engine::{
+    AbortReason, Engine, EngineObserver, OutputSink, Refused, RequestKey, SinkState, Submission,
+};
 pub use kv_event::{
     ActiveLoad, DpRank, ExternalBlockHash, KvCacheEvent, KvCacheEventData, RouterEvent, StorageTier,
     StoredBlock,

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use dynamo_engine_api::{
     ActiveLoad, DpRank, Engine, EngineObserver, EngineOutput, KvCacheEventData, OutputSink,
-    PreprocessedRequest, RequestKey, SinkState, StopConditions, Submission,
+    PreprocessedRequest, Refused, RequestKey, SinkState, StopConditions, Submission,
 };
 use dynamo_mocker::{MockEngine, MockerConfig};
 use tokio::sync::Notify;
@@ -46,6 +46,10 @@ impl OutputSink for Sink {
     }
 
     fn flush(&mut self) {}
+
+    fn refuse(&mut self, refused: Refused) {
+        panic!("{refused}");
+    }
 }
 
 impl Drop for Sink {

@@ -144,6 +144,13 @@ impl MockerConfig {
         Duration::try_from_secs_f64(self.startup_time.unwrap_or(0.0)).unwrap_or_default()
     }
 
+    /// Tokens that a prompt may have: there must be room for one more.
+    pub(crate) fn max_prompt(&self) -> usize {
+        let pool = self.num_gpu_blocks as usize * self.block_size as usize;
+        let fits = self.max_model_len.map_or(pool, |len| pool.min(len as usize)).saturating_sub(1);
+        if self.enable_chunked_prefill { fits } else { fits.min(self.max_num_batched_tokens as usize) }
+    }
+
     pub(crate) fn scheduler(&self) -> SchedulerConfig {
         SchedulerConfig {
             max_num_seqs: self.max_num_seqs as usize,

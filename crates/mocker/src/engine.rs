@@ -3,14 +3,16 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use dynamo_engine_api::{AbortReason, DpRank, Engine, EngineObserver, RequestKey, Submission};
-use dynamo_scheduler::Scheduler;
+use dynamo_engine_api::{
+    AbortReason, DpRank, Engine, EngineObserver, PreprocessedRequest, Refused, RequestKey, Submission,
+};
+use dynamo_scheduler::{Scheduler, SubmitError};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::inbox::{Directory, Inbox, Refusal};
 use crate::rank::{Rank, Shared};
-use crate::stream::refuse;
+use crate::stream::{refused_by, shut_down};
 use crate::{MockConfigError, MockStats, MockerConfig, SimPool};
 
 /// The task of one rank, to be spawned on a tokio runtime with its timer on.
@@ -82,6 +84,36 @@ impl MockEngine {
     }
 }
 
+impl MockEngine {
+    /// What the scheduler would refuse, found before the request is accepted. The rank looks again: its queue may fill up
+    /// in between.
+    fn check(&self, dp_rank: DpRank, request: &PreprocessedRequest) -> Result<&Shared, Refused> {
+        let Some(shared) = self.ranks.get(dp_rank as usize) else {
+            let ranks = self.ranks.len();
+            let why = format!("there is no rank {dp_rank}: this worker has {ranks}");
+            return Err(Refused::Unavailable(why));
+        };
+        let (prompt, limit) = (request.token_ids.len(), self.config.max_prompt());
+        if prompt == 0 {
+            return Err(refused_by(&SubmitError::EmptyPrompt));
+        }
+        if prompt > limit {
+            return Err(refused_by(&SubmitError::PromptTooLong { prompt, limit }));
+        }
+        if request.stop_conditions.max_tokens == Some(0) {
+            return Err(refused_by(&SubmitError::NothingAsked));
+        }
+        if stats_of(shared).waiting >= u64::from(self.config.max_waiting) {
+            return Err(self.queue_full());
+        }
+        Ok(shared)
+    }
+
+    fn queue_full(&self) -> Refused {
+        refused_by(&SubmitError::QueueFull { limit: self.config.max_waiting as usize })
+    }
+}
+
 fn stats_of(shared: &Shared) -> MockStats {
     let mut stats = *shared.stats.lock();
     stats.waiting += shared.inbox.waiting() as u64;
@@ -91,25 +123,20 @@ fn stats_of(shared: &Shared) -> MockStats {
 impl Engine for MockEngine {
     fn submit(&self, mut submission: Submission) {
         let (key, dp_rank) = (submission.key, submission.dp_rank);
-        let Some(shared) = self.ranks.get(dp_rank as usize) else {
-            let ranks = self.ranks.len();
-            return refuse(
-                &mut *submission.sink,
-                format!("there is no rank {dp_rank}: this worker has {ranks}"),
-            );
+        let shared = match self.check(dp_rank, &submission.request) {
+            Ok(shared) => shared,
+            Err(refused) => return submission.sink.refuse(refused),
         };
         if !self.directory.enter(key, dp_rank) {
-            return refuse(&mut *submission.sink, format!("request {} is live already", key.0));
+            let why = format!("request {} is live already", key.0);
+            return submission.sink.refuse(Refused::Unavailable(why));
         }
         if let Err((refusal, mut sink)) = shared.inbox.submit(submission) {
             self.directory.leave(key);
-            let why = match refusal {
-                Refusal::Full => {
-                    format!("{} requests are waiting already, which is the limit", self.config.max_waiting)
-                }
-                Refusal::Closed => "the engine has shut down: send the request to another worker".into(),
-            };
-            refuse(&mut *sink, why);
+            sink.refuse(match refusal {
+                Refusal::Full => self.queue_full(),
+                Refusal::Closed => shut_down(),
+            });
         }
     }
 
@@ -130,10 +157,7 @@ impl Drop for MockEngine {
     fn drop(&mut self) {
         for shared in &self.ranks {
             for mut submission in shared.inbox.close() {
-                refuse(
-                    &mut *submission.sink,
-                    "the engine has shut down: send the request to another worker".into(),
-                );
+                submission.sink.refuse(shut_down());
             }
         }
     }

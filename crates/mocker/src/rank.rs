@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::inbox::{Asked, Directory, Inbox};
 use crate::kv_report::events_of;
 use crate::stop::StopRules;
-use crate::stream::{Stream, refuse};
+use crate::stream::{Stream, refused_by, shut_down};
 use crate::{MockStats, MockerConfig, SimPool, Timetable, TimingModel, TokenState};
 
 /// Tokens after which connections have their turn, though nothing was prefilled and nobody is done: some 20 µs, and
@@ -186,7 +186,7 @@ impl Rank {
             deadline: None,
         };
         if let Err((error, mut stream)) = self.scheduler.submit(new, stream) {
-            refuse(&mut *stream.sink, error.to_string());
+            stream.sink.refuse(refused_by(&error));
             self.directory.leave(key);
         }
     }
@@ -269,10 +269,7 @@ impl Drop for Rank {
     /// Also when the task is cancelled: nobody may wait for it any more.
     fn drop(&mut self) {
         for mut submission in self.shared.inbox.close() {
-            refuse(
-                &mut *submission.sink,
-                "the engine has shut down: send the request to another worker".into(),
-            );
+            submission.sink.refuse(shut_down());
         }
         self.directory.leave_all(self.dp_rank);
         let mut stats = self.shared.stats.lock();

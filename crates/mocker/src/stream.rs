@@ -1,10 +1,10 @@
 //! One request's way out.
 
 use dynamo_engine_api::{
-    CompletionUsage, EngineOutput, FinishReason, OutputSink, PromptTokensDetails, RequestKey, SinkState,
-    StopReason,
+    CompletionUsage, EngineOutput, FinishReason, OutputSink, PromptTokensDetails, Refused, RequestKey,
+    SinkState, StopReason,
 };
-use dynamo_scheduler::{End, Progress, Usage, Verdict};
+use dynamo_scheduler::{End, Progress, SubmitError, Usage, Verdict};
 use dynamo_tokens::TokenId;
 
 use crate::stop::StopRules;
@@ -28,15 +28,19 @@ impl Stream {
         (token, self.stop.check(token, self.generated + 1).is_some())
     }
 
-    /// Sends what came out of a step. `output` is scratch space.
+    /// Sends what came out of a step. `output` is scratch space. The first output has the counts, too: a stream that the
+    /// reader ends by itself never sees the last.
     pub(crate) fn send(progress: Progress<'_, Self>, output: &mut EngineOutput) -> Verdict {
         let stream = progress.payload;
+        let first = stream.generated == 0;
         stream.state = stream.state.after_all(progress.tokens);
         stream.generated = progress.usage.generated_tokens;
         output.token_ids.clear();
         output.token_ids.extend_from_slice(progress.tokens);
         if let Some(end) = progress.end {
             (output.finish_reason, output.stop_reason) = stream.reason(end, progress.tokens);
+        }
+        if first || progress.end.is_some() {
             output.completion_usage = Some(usage(progress.usage));
         }
         let state = stream.sink.push(output);
@@ -60,10 +64,21 @@ impl Stream {
     }
 }
 
-/// Ends a request that was not served.
-pub(crate) fn refuse(sink: &mut dyn OutputSink, why: String) {
-    sink.push(&EngineOutput { finish_reason: Some(FinishReason::Error(why)), ..EngineOutput::default() });
-    sink.flush();
+/// What the scheduler's refusal means to whoever sent the request.
+pub(crate) fn refused_by(error: &SubmitError) -> Refused {
+    let why = error.to_string();
+    match error {
+        SubmitError::QueueFull { .. } => Refused::Overloaded(why),
+        SubmitError::Duplicate(_) => Refused::Unavailable(why),
+        SubmitError::EmptyPrompt | SubmitError::NothingAsked | SubmitError::PromptTooLong { .. } => {
+            Refused::Invalid(why)
+        }
+    }
+}
+
+/// The engine was dropped, or its task was.
+pub(crate) fn shut_down() -> Refused {
+    Refused::Unavailable("the engine has shut down: send the request to another worker".to_owned())
 }
 
 fn usage(usage: Usage) -> CompletionUsage {

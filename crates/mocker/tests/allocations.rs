@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use dynamo_engine_api::{
     ActiveLoad, DpRank, Engine, EngineObserver, EngineOutput, KvCacheEventData, OutputSink,
-    PreprocessedRequest, RequestKey, SinkState, StopConditions, Submission,
+    PreprocessedRequest, Refused, RequestKey, SinkState, StopConditions, Submission,
 };
 use dynamo_mocker::{MockEngine, MockerConfig};
 use tokio::sync::Notify;
@@ -55,6 +55,10 @@ impl OutputSink for Sink {
     }
 
     fn flush(&mut self) {}
+
+    fn refuse(&mut self, refused: Refused) {
+        panic!("{refused}");
+    }
 }
 
 impl Drop for Sink {

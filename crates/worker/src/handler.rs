@@ -2,13 +2,13 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 use std::time::Instant;
 
 use dynamo_engine_api::{
-    AbortReason, Engine, EngineOutput, OutputSink, RequestKey, SinkState, Submission, decode_request,
-    encode_output,
+    AbortReason, Engine, EngineOutput, FinishReason, OutputSink, Refused, RequestKey, SinkState, Submission,
+    decode_request, encode_output,
 };
 use dynamo_runtime::request_plane::{
     CancelReason, Handler, IncomingRequest, PushState, Responder, StreamError,
@@ -20,6 +20,9 @@ use crate::metrics::EndpointMetrics;
 pub const INVALID_REQUEST: u16 = 400;
 /// The application code of a fault of the worker's.
 pub const INTERNAL: u16 = 500;
+
+/// The kind of error of an engine's own.
+const GENERATE: &str = "generate";
 
 pub(crate) fn failure(code: u16, message: impl Into<String>) -> StreamError {
     StreamError::Application { code, message: message.into() }
@@ -59,9 +62,13 @@ impl Handler for GenerateHandler {
             "request accepted"
         );
         let (engine, metrics, id) = (self.engine.clone(), self.metrics.clone(), request.id.clone());
+        // A cancel that comes before the engine knows the request aborts nothing: it is looked at again after.
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let hook = cancelled.clone();
         responder.on_cancel(move |reason| {
             tracing::debug!(request_id = %id, ?reason, "request cancelled");
             metrics.cancelled();
+            hook.store(true, Ordering::SeqCst);
             engine.abort(key, abort_reason(&reason));
         });
         self.engine.submit(Submission {
@@ -70,6 +77,9 @@ impl Handler for GenerateHandler {
             request: decoded,
             sink: Box::new(PlaneSink::new(responder, self.metrics.clone())),
         });
+        if cancelled.load(Ordering::SeqCst) {
+            self.engine.abort(key, AbortReason::Cancelled);
+        }
     }
 }
 
@@ -111,7 +121,13 @@ impl OutputSink for PlaneSink {
         self.scratch.clear();
         encode_output(output, &mut self.scratch);
         self.bytes += self.scratch.len() as u64;
-        self.finished |= output.finish_reason.is_some();
+        if let Some(reason) = &output.finish_reason {
+            self.finished = true;
+            if let FinishReason::Error(error) = reason {
+                tracing::warn!(error, "the engine failed a request");
+                self.metrics.failed(GENERATE);
+            }
+        }
         match responder.push(&self.scratch) {
             PushState::Open => SinkState::Open,
             PushState::Closed => SinkState::Closed,
@@ -126,6 +142,17 @@ impl OutputSink for PlaneSink {
         } else if let Some(responder) = &mut self.responder {
             responder.flush();
         }
+    }
+
+    fn refuse(&mut self, refused: Refused) {
+        let Some(responder) = self.responder.take() else { return };
+        tracing::debug!(%refused, "request refused");
+        self.metrics.failed(GENERATE);
+        responder.fail(match refused {
+            Refused::Overloaded(why) => StreamError::Overloaded(why),
+            Refused::Unavailable(why) => StreamError::Unavailable(why),
+            Refused::Invalid(why) => failure(INVALID_REQUEST, why),
+        });
     }
 }
 
@@ -142,3 +169,6 @@ impl Drop for PlaneSink {
         self.metrics.ended(self.began);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,9 @@
 //! Numbers a worker's KV events, publishes them, and answers routers that missed some.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+};
 
 use dynamo_engine_api::{ActiveLoad, DpRank, EngineObserver, KvCacheEventData, RouterEvent, StorageTier};
 use dynamo_kv_router::{KvQuery, KvQueryAnswer, LocalIndexer};
@@ -10,74 +13,150 @@ use dynamo_runtime::{
     request_plane::{Handler, IncomingRequest, Responder},
 };
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::{
     handler::{INVALID_REQUEST, failure},
-    load::LoadGauges,
+    load::{LoadGauges, RankGauges},
     model_files::send_pieces,
 };
+
+#[cfg(test)]
+mod tests;
 
 /// Events in one message at most: a router decodes a message in one go, between two requests.
 const MAX_EVENTS_PER_MESSAGE: usize = 128;
 
-/// Tells routers what the engine caches, and `/metrics` how busy it is.
+/// Events of a rank that wait for the task at most. Past it the engine numbers and publishes them itself: none may be lost,
+/// and an engine that is faster than this process can tell of is to be slowed down.
+const MAX_WAITING_EVENTS: usize = 4096;
+
+/// Tells routers what the engine caches, and `/metrics` how busy it is. The engine only leaves its events here; a task
+/// numbers, keeps, encodes and publishes them, all that came since it looked last in one message.
 pub struct KvPublisher {
     worker_id: u64,
     publisher: EventPublisher,
-    ranks: Mutex<BTreeMap<DpRank, LocalIndexer>>,
-    load: LoadGauges,
+    ranks: BTreeMap<DpRank, Rank>,
+    wake: Arc<Notify>,
+}
+
+struct Rank {
+    /// In the engine's order, not yet numbered.
+    waiting: Mutex<Vec<KvCacheEventData>>,
+    /// Held while events are taken, numbered and published, so that no two messages of one rank overtake each other.
+    published: Mutex<Published>,
+    gauges: RankGauges,
+}
+
+struct Published {
+    local: LocalIndexer,
+    // Scratch space, kept for its memory.
+    taken: Vec<KvCacheEventData>,
+    message: Vec<RouterEvent>,
 }
 
 impl KvPublisher {
-    /// Publishes for `worker_id`, which has these ranks.
-    pub fn new(
+    /// Publishes for `worker_id`, which has these ranks, on a task in `scope` that ends with the publisher.
+    pub fn start(
         worker_id: u64,
         ranks: impl IntoIterator<Item = DpRank>,
         publisher: EventPublisher,
-        load: LoadGauges,
-    ) -> Self {
-        let ranks = ranks.into_iter().map(|rank| (rank, LocalIndexer::new(rank))).collect();
-        Self { worker_id, publisher, ranks: Mutex::new(ranks), load }
-    }
-}
-
-impl KvPublisher {
-    fn answer(&self, query: &KvQuery) -> Result<Vec<u8>, String> {
-        let answer: KvQueryAnswer = match self.ranks.lock().get(&query.dp_rank) {
-            Some(local) => local.answer(query),
-            None => return Err(format!("this worker has no rank {}", query.dp_rank)),
+        load: &LoadGauges,
+        scope: &TaskScope,
+    ) -> Arc<Self> {
+        let of_rank = |rank| {
+            let local = LocalIndexer::new(rank);
+            let published = Published { local, taken: Vec::new(), message: Vec::new() };
+            let gauges = load.of_rank(worker_id, rank);
+            (rank, Rank { waiting: Mutex::default(), published: Mutex::new(published), gauges })
         };
+        let ranks = ranks.into_iter().map(of_rank).collect();
+        let wake = Arc::new(Notify::new());
+        let this = Arc::new(Self { worker_id, publisher, ranks, wake: wake.clone() });
+        scope.spawn("kv-publisher", publish_waiting(Arc::downgrade(&this), wake, scope.clone()));
+        this
+    }
+
+    /// Numbers and publishes what waits.
+    fn publish(&self, rank: &Rank, published: &mut Published) {
+        let Published { local, taken, message } = published;
+        std::mem::swap(&mut *rank.waiting.lock(), taken);
+        let mut events = taken.drain(..).peekable();
+        while events.peek().is_some() {
+            message.extend(events.by_ref().take(MAX_EVENTS_PER_MESSAGE).map(|data| RouterEvent {
+                worker_id: self.worker_id,
+                event: local.record(data),
+                storage_tier: StorageTier::Device,
+            }));
+            if let Err(error) = self.publisher.publish(message) {
+                tracing::warn!(%error, worker_id = self.worker_id, "KV events were not published");
+            }
+            message.clear();
+        }
+    }
+
+    /// Takes as long as a dump of the cache: not for a reactor.
+    fn answer(&self, query: &KvQuery) -> Result<Vec<u8>, String> {
+        let Some(rank) = self.ranks.get(&query.dp_rank) else {
+            return Err(format!("this worker has no rank {}", query.dp_rank));
+        };
+        let answer: KvQueryAnswer = {
+            let mut published = rank.published.lock();
+            // What the engine has reported is there for whoever asks after it.
+            self.publish(rank, &mut published);
+            published.local.answer(query)
+        };
+        // The task passes over a rank whose lock is held.
+        self.wake.notify_one();
         rmp_serde::to_vec_named(&answer).map_err(|error| error.to_string())
     }
 }
 
+/// Ends with the publisher, or its scope.
+async fn publish_waiting(publisher: Weak<KvPublisher>, wake: Arc<Notify>, scope: TaskScope) {
+    loop {
+        tokio::select! {
+            () = wake.notified() => {}
+            () = scope.cancelled() => return,
+        }
+        let Some(publisher) = publisher.upgrade() else { return };
+        for rank in publisher.ranks.values() {
+            // Who holds it publishes what waits, and wakes this task when done: it must not wait for a dump here.
+            if let Some(mut published) = rank.published.try_lock() {
+                publisher.publish(rank, &mut published);
+            }
+        }
+    }
+}
+
 impl EngineObserver for KvPublisher {
-    fn kv_events(&self, dp_rank: DpRank, events: Vec<KvCacheEventData>) {
-        // Published under the lock: two messages of one rank must not overtake each other.
-        let mut ranks = self.ranks.lock();
-        let Some(local) = ranks.get_mut(&dp_rank) else {
+    fn kv_events(&self, dp_rank: DpRank, mut events: Vec<KvCacheEventData>) {
+        let Some(rank) = self.ranks.get(&dp_rank) else {
             tracing::warn!(dp_rank, "the engine reported events of a rank that it does not have");
             return;
         };
-        let mut events = events.into_iter().peekable();
-        while events.peek().is_some() {
-            let message: Vec<RouterEvent> = events
-                .by_ref()
-                .take(MAX_EVENTS_PER_MESSAGE)
-                .map(|data| RouterEvent {
-                    worker_id: self.worker_id,
-                    event: local.record(data),
-                    storage_tier: StorageTier::Device,
-                })
-                .collect();
-            if let Err(error) = self.publisher.publish(&message) {
-                tracing::warn!(%error, worker_id = self.worker_id, "KV events were not published");
-            }
+        let full = {
+            let mut waiting = rank.waiting.lock();
+            waiting.append(&mut events);
+            waiting.len() > MAX_WAITING_EVENTS
+        };
+        if full {
+            self.publish(rank, &mut rank.published.lock());
+        } else {
+            self.wake.notify_one();
         }
     }
 
     fn load(&self, load: ActiveLoad) {
-        self.load.set(&load);
+        if let Some(rank) = self.ranks.get(&load.dp_rank) {
+            rank.gauges.set(&load);
+        }
+    }
+}
+
+impl Drop for KvPublisher {
+    fn drop(&mut self) {
+        self.wake.notify_one();
     }
 }
 

@@ -8,13 +8,15 @@ mod handler;
 mod kv_publisher;
 mod load;
 mod metrics;
+mod model_check;
 mod model_files;
 mod vocabulary;
 mod workers;
 
 pub use handler::{GenerateHandler, INTERNAL, INVALID_REQUEST};
 pub use kv_publisher::{KvPublisher, KvQueryHandler};
-pub use load::LoadGauges;
+pub use load::{LoadGauges, RankGauges};
 pub use metrics::{ComponentMetrics, EndpointMetrics};
+pub use model_check::ModelCheckError;
 pub use model_files::ModelFileHandler;
 pub use workers::{WorkerConfig, WorkerError, Workers};

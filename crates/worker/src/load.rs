@@ -1,8 +1,7 @@
 //! How busy the engine's ranks are, as gauges.
 
-use dynamo_engine_api::ActiveLoad;
-use dynamo_runtime::metrics::{Metrics, MetricsError};
-use prometheus::IntGaugeVec;
+use dynamo_engine_api::{ActiveLoad, DpRank};
+use dynamo_runtime::metrics::{IntGauge, IntGaugeVec, Metrics, MetricsError};
 
 const LABELS: [&str; 2] = ["worker_id", "dp_rank"];
 
@@ -15,7 +14,16 @@ pub struct LoadGauges {
     prefill_tokens: IntGaugeVec,
     waiting: IntGaugeVec,
     running: IntGaugeVec,
-    worker_id: String,
+}
+
+/// One rank's series, looked up once: a load comes with every step that changed it.
+pub struct RankGauges {
+    active_blocks: IntGauge,
+    used_blocks: IntGauge,
+    total_blocks: IntGauge,
+    prefill_tokens: IntGauge,
+    waiting: IntGauge,
+    running: IntGauge,
 }
 
 impl LoadGauges {
@@ -30,23 +38,30 @@ impl LoadGauges {
             prefill_tokens: gauge("active_prefill_tokens", "Prompt tokens still to be computed")?,
             waiting: gauge("waiting_requests", "Requests that wait to be admitted")?,
             running: gauge("running_requests", "Requests that are being computed")?,
-            worker_id: String::new(),
         })
     }
 
-    /// The same families, for one worker.
-    pub fn of_worker(&self, worker_id: u64) -> Self {
-        Self { worker_id: format!("{worker_id:x}"), ..self.clone() }
+    /// The series of one rank of one worker.
+    pub fn of_rank(&self, worker_id: u64, dp_rank: DpRank) -> RankGauges {
+        let (worker, rank) = (format!("{worker_id:x}"), dp_rank.to_string());
+        let of = |family: &IntGaugeVec| family.with_label_values(&[&worker, &rank]);
+        RankGauges {
+            active_blocks: of(&self.active_blocks),
+            used_blocks: of(&self.used_blocks),
+            total_blocks: of(&self.total_blocks),
+            prefill_tokens: of(&self.prefill_tokens),
+            waiting: of(&self.waiting),
+            running: of(&self.running),
+        }
     }
+}
 
-    /// Shows a rank's load.
+impl RankGauges {
+    /// Shows the rank's load; what the engine does not know stays as it was.
     pub fn set(&self, load: &ActiveLoad) {
-        let rank = load.dp_rank.to_string();
-        let show = |family: &IntGaugeVec, value: Option<u64>| {
+        let show = |gauge: &IntGauge, value: Option<u64>| {
             if let Some(value) = value {
-                family
-                    .with_label_values(&[&self.worker_id, &rank])
-                    .set(i64::try_from(value).unwrap_or(i64::MAX));
+                gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
             }
         };
         show(&self.active_blocks, load.active_decode_blocks);

@@ -1,6 +1,9 @@
 //! Starts the workers of this process.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Weak},
+};
 
 use dynamo_engine_api::Engine;
 use dynamo_llm::{
@@ -10,16 +13,16 @@ use dynamo_llm::{
 use dynamo_mocker::{MockConfigError, MockEngine, MockerConfig};
 use dynamo_runtime::{
     Announcement, DiscoveryError, DistributedRuntime, EndpointId, EventScope, ModelRecord, Record,
-    RequestPlaneSource, Runtime, RuntimeConfig, ServeError, ServedEndpoint, StartError,
-    events::EventPlaneError, metrics::MetricsError,
+    RequestPlaneSource, Runtime, RuntimeConfig, ServeError, ServedEndpoint, StartError, SystemState,
+    TaskScope, events::EventPlaneError, metrics::MetricsError,
 };
-use dynamo_text::{Tokenizer, TokenizerError};
 
 use crate::{
     handler::GenerateHandler,
     kv_publisher::{KvPublisher, KvQueryHandler},
     load::LoadGauges,
     metrics::ComponentMetrics,
+    model_check::{ModelCheckError, check_model},
     model_files::ModelFileHandler,
     vocabulary::ordinary_tokens,
 };
@@ -49,10 +52,10 @@ pub struct WorkerConfig {
 pub enum WorkerError {
     #[error(transparent)]
     Model(#[from] CardError),
-    #[error(transparent)]
-    File(#[from] dynamo_llm::FileError),
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
+    #[error("{}: {error}", directory.display())]
+    Unservable { directory: PathBuf, error: ModelCheckError },
+    #[error("the model could not be read: {0}")]
+    Check(tokio::task::JoinError),
     #[error(transparent)]
     Engine(#[from] MockConfigError),
     #[error(transparent)]
@@ -67,6 +70,8 @@ pub enum WorkerError {
     Metrics(#[from] MetricsError),
     #[error("the model card does not serialize: {0}")]
     Card(#[from] serde_json::Error),
+    #[error("told to shut down before the engines were ready")]
+    ShuttingDown,
 }
 
 /// The running workers of this process. Dropping it leaves discovery and ends the engines.
@@ -81,11 +86,20 @@ struct Worker {
     /// Left first, so that nobody is sent here while the rest goes.
     _model: Announcement,
     _endpoints: [ServedEndpoint; 3],
-    _engine: Arc<MockEngine>,
+    engine: Arc<MockEngine>,
+}
+
+/// A worker whose engine has begun to start, and that nobody knows yet.
+struct Starting {
+    runtime: DistributedRuntime,
+    observer: Arc<KvPublisher>,
+    scope: TaskScope,
+    engine: Arc<MockEngine>,
 }
 
 impl Workers {
-    /// Starts them one after the other. They share one request plane and one system server; each has an identity of its own.
+    /// Checks the model, starts all engines, waits until all are ready, and registers them. They share one request plane
+    /// and one system server; each has an identity of its own. A shutdown meanwhile ends it.
     pub async fn start(
         runtime: &Runtime,
         config: WorkerConfig,
@@ -110,29 +124,63 @@ impl Workers {
                 },
             },
         )?;
-        let tokenizer = Tokenizer::from_json(&card.tokenizer.read_in_place()?)?;
-        let engine = MockerConfig {
-            vocabulary: ordinary_tokens(&tokenizer),
-            max_model_len: Some(card.context_length),
-            ..config.engine.clone()
-        };
-        drop(tokenizer);
+        let checked = card.clone();
+        let vocabulary = runtime
+            .scope()
+            .spawn_blocking("model-check", move || check_model(&checked).map(|it| ordinary_tokens(&it)))
+            .await
+            .map_err(WorkerError::Check)?
+            .map_err(|error| WorkerError::Unservable { directory: config.model_path.clone(), error })?;
+        let engine =
+            MockerConfig { vocabulary, max_model_len: Some(card.context_length), ..config.engine.clone() };
 
         let families = Families {
             component: ComponentMetrics::new(&runtime_config.metrics)?,
             load: LoadGauges::new(&runtime_config.metrics)?,
         };
-        let mut workers: Vec<Worker> = Vec::new();
+        let mut starting: Vec<Starting> = Vec::new();
         for _ in 0..config.num_workers {
             let mut own = runtime_config.clone();
-            if let Some(first) = workers.first() {
+            if let Some(first) = starting.first() {
                 own.request_plane = RequestPlaneSource::Shared(first.runtime.request_plane().clone());
                 own.system.port = None;
             }
             let runtime = DistributedRuntime::new(runtime.clone(), own).await?;
-            workers.push(Worker::start(runtime, &config.endpoint, &card, engine.clone(), &families).await?);
+            starting.push(Starting::new(runtime, &config.endpoint, engine.clone(), &families).await?);
         }
-        Ok(Self { workers, card })
+        let ready = async {
+            for worker in &starting {
+                worker.engine.ready().await;
+            }
+        };
+        tokio::select! {
+            () = ready => {}
+            () = runtime.shutting_down() => return Err(WorkerError::ShuttingDown),
+        }
+        let mut workers = Vec::with_capacity(starting.len());
+        for worker in starting {
+            workers.push(worker.register(&config.endpoint, &card, &families).await?);
+        }
+        let this = Self { workers, card };
+        if let Some(first) = this.runtime() {
+            this.register_routes(first.system());
+        }
+        Ok(this)
+    }
+
+    /// Adds the engine routes of all workers together to the system server that this process has, and that they need not
+    /// know of. The routes keep no engine alive.
+    pub fn register_routes(&self, system: &SystemState) {
+        let engines: Vec<Weak<MockEngine>> =
+            self.workers.iter().map(|worker| Arc::downgrade(&worker.engine)).collect();
+        system.routes().register("clear_kv_blocks", move |_| {
+            let mut cleared = 0;
+            for engine in engines.iter().filter_map(Weak::upgrade) {
+                engine.clear_cache();
+                cleared += 1;
+            }
+            async move { Ok(serde_json::json!({"status": "ok", "workers": cleared})) }
+        });
     }
 
     /// The model that they serve.
@@ -151,11 +199,10 @@ struct Families {
     load: LoadGauges,
 }
 
-impl Worker {
-    async fn start(
+impl Starting {
+    async fn new(
         runtime: DistributedRuntime,
         endpoint: &EndpointId,
-        card: &ModelCard,
         config: MockerConfig,
         families: &Families,
     ) -> Result<Self, WorkerError> {
@@ -163,15 +210,23 @@ impl Worker {
         let events = EventScope::component(endpoint.namespace.clone(), endpoint.component.clone());
         let publisher = runtime.event_plane().publisher(events, KV_EVENTS_TOPIC).await?;
         let ranks = 0..config.data_parallel_size;
-        let observer =
-            Arc::new(KvPublisher::new(worker_id, ranks, publisher, families.load.of_worker(worker_id)));
         let scope = runtime.scope().child("engine");
+        let observer = KvPublisher::start(worker_id, ranks, publisher, &families.load, &scope);
         let spawner = scope.clone();
         let engine = Arc::new(MockEngine::start(config, observer.clone(), |task| {
             spawner.spawn("rank", task);
         })?);
-        engine.ready().await;
+        Ok(Self { runtime, observer, scope, engine })
+    }
 
+    async fn register(
+        self,
+        endpoint: &EndpointId,
+        card: &ModelCard,
+        families: &Families,
+    ) -> Result<Worker, WorkerError> {
+        let Self { runtime, observer, scope, engine } = self;
+        let worker_id = runtime.incarnation().worker_id.get();
         let beside = |name: &str| EndpointId { endpoint: name.to_owned(), ..endpoint.clone() };
         let metrics = families.component.endpoint(endpoint, worker_id);
         let queries = KvQueryHandler::new(observer, scope.clone());
@@ -188,11 +243,6 @@ impl Worker {
             suffix: None,
         };
         let model = runtime.announce(Record::Model(record)).await?;
-        let clearing = engine.clone();
-        runtime.system().routes().register("clear_kv_blocks", move |_| {
-            clearing.clear_cache();
-            async { Ok(serde_json::json!({"status": "ok"})) }
-        });
-        Ok(Self { runtime, _model: model, _endpoints: [generate, queries, files], _engine: engine })
+        Ok(Worker { runtime, _model: model, _endpoints: [generate, queries, files], engine })
     }
 }

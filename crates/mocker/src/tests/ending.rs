@@ -1,12 +1,12 @@
 //! How requests end.
 
-use dynamo_engine_api::{AbortReason, Engine, FinishReason, StopReason, Submission};
+use dynamo_engine_api::{AbortReason, Engine, FinishReason, Refused, StopReason};
 
 use super::harness::{Harness, Reader, instant, prompt, request};
 use crate::{MockerConfig, Vocabulary};
 
 #[tokio::test(start_paused = true)]
-async fn the_last_output_says_why_and_counts() {
+async fn the_first_output_counts_and_the_last_says_why_too() {
     let mut harness = Harness::new(instant());
     let reader = harness.serve([request(prompt(1, 100), 5)]).await.remove(0);
     assert_eq!(reader.tokens().len(), 5);
@@ -16,11 +16,21 @@ async fn the_last_output_says_why_and_counts() {
     let usage = last.completion_usage.unwrap();
     assert_eq!((usage.prompt_tokens, usage.completion_tokens, usage.total_tokens), (100, 5, 105));
     let outputs = &reader.read.lock().outputs;
-    assert!(
-        outputs[..4]
-            .iter()
-            .all(|(_, output)| output.finish_reason.is_none() && output.completion_usage.is_none())
-    );
+    let first = outputs[0].1.completion_usage.unwrap();
+    assert_eq!((first.prompt_tokens, first.completion_tokens), (100, 1));
+    assert_eq!(first.prompt_tokens_details.unwrap().cached_tokens, 0);
+    assert!(outputs[..4].iter().all(|(_, output)| output.finish_reason.is_none()));
+    assert!(outputs[1..4].iter().all(|(_, output)| output.completion_usage.is_none()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_output_says_what_was_cached() {
+    let mut harness = Harness::new(instant());
+    for cached in [0, 576] {
+        let reader = harness.serve([request(prompt(1, 640), 5)]).await.remove(0);
+        let first = reader.read.lock().outputs[0].1.completion_usage.unwrap();
+        assert_eq!(first.prompt_tokens_details.unwrap().cached_tokens, cached);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -65,21 +75,24 @@ async fn a_stop_token_of_the_users_stops() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_served_ends_with_an_error() {
+async fn what_cannot_be_served_is_refused_at_submission() {
     let config = MockerConfig { num_gpu_blocks: 4, max_model_len: Some(200), max_waiting: 3, ..instant() };
     let mut harness = Harness::new(config);
-    let error = |reader: &Reader| match reader.finish() {
-        Some(FinishReason::Error(text)) => text,
+    let invalid = |reader: &Reader| match reader.refused() {
+        Some(Refused::Invalid(why)) => why,
         other => panic!("{other:?}"),
     };
-    let long = harness.serve([request(prompt(1, 200), 1)]).await.remove(0);
-    assert_eq!(error(&long), "the prompt has 200 tokens, and at most 199 fit");
-    assert!(error(&harness.serve([request(vec![], 1)]).await[0]).contains("no tokens"));
+    let long = harness.submit(request(prompt(1, 200), 1)).1;
+    assert_eq!(invalid(&long), "the prompt has 200 tokens, and at most 199 fit");
+    assert!(invalid(&harness.submit(request(vec![], 1)).1).contains("the prompt has no tokens"));
+    assert!(invalid(&harness.submit(request(prompt(1, 2), 0)).1).contains("no tokens were asked for"));
     let nowhere = harness.submit_to(3, request(prompt(1, 2), 1), Reader::default()).1;
-    assert_eq!(error(&nowhere), "there is no rank 3: this worker has 1");
+    let why = "there is no rank 3: this worker has 1".to_owned();
+    assert_eq!(nowhere.refused(), Some(Refused::Unavailable(why)));
     // The inbox is looked at only when this task waits.
     let many: Vec<Reader> = (0..4).map(|i| harness.submit(request(prompt(i, 2), 1)).1).collect();
-    assert!(error(&many[3]).contains("3 requests are waiting already"));
+    let Some(Refused::Overloaded(why)) = many[3].refused() else { panic!("{:?}", many[3].refused()) };
+    assert!(why.contains("3 requests are waiting already"));
     for reader in &many {
         reader.ended().await;
     }
@@ -93,18 +106,8 @@ async fn what_cannot_be_served_ends_with_an_error() {
 async fn a_key_that_is_live_is_refused() {
     let mut harness = Harness::new(MockerConfig::default());
     let (key, first) = harness.submit(request(prompt(1, 10), 3));
-    struct Refused(Reader);
-    impl dynamo_engine_api::OutputSink for Refused {
-        fn push(&mut self, output: &dynamo_engine_api::EngineOutput) -> dynamo_engine_api::SinkState {
-            self.0.read.lock().outputs.push((tokio::time::Instant::now(), output.clone()));
-            dynamo_engine_api::SinkState::Open
-        }
-        fn flush(&mut self) {}
-    }
-    let second = Reader::default();
-    let sink = Box::new(Refused(second.clone()));
-    harness.engine.submit(Submission { key, dp_rank: 0, request: request(prompt(1, 10), 3), sink });
-    assert_eq!(second.finish(), Some(FinishReason::Error("request 1 is live already".into())));
+    let second = harness.submit_as(key, request(prompt(1, 10), 3));
+    assert_eq!(second.refused(), Some(Refused::Unavailable("request 1 is live already".into())));
     first.ended().await;
     assert_eq!(first.tokens().len(), 3);
 }
@@ -166,7 +169,7 @@ async fn an_engine_whose_tasks_were_cancelled_refuses() {
     harness.tasks.shutdown().await;
     reader.ended().await;
     let (_, late) = harness.submit(request(prompt(1, 10), 1000));
-    assert!(matches!(late.finish(), Some(FinishReason::Error(_))));
+    assert!(matches!(late.refused(), Some(Refused::Unavailable(_))));
     harness.empty().await;
 }
 

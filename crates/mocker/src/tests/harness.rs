@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dynamo_engine_api::{
     ActiveLoad, DpRank, Engine, EngineObserver, EngineOutput, FinishReason, KvCacheEventData, OutputSink,
-    PreprocessedRequest, RequestKey, SinkState, StopConditions, Submission,
+    PreprocessedRequest, Refused, RequestKey, SinkState, StopConditions, Submission,
 };
 use dynamo_tokens::TokenId;
 use parking_lot::Mutex;
@@ -40,6 +40,7 @@ pub(super) struct Read {
     pub(super) outputs: Vec<(Instant, EngineOutput)>,
     pub(super) flushed: usize,
     pub(super) dropped: bool,
+    pub(super) refused: Option<Refused>,
     pub(super) closed_after: Option<usize>,
 }
 
@@ -68,6 +69,10 @@ impl OutputSink for Sink {
         read.flushed = read.outputs.len();
         self.0.changed.notify_one();
     }
+
+    fn refuse(&mut self, refused: Refused) {
+        self.0.read.lock().refused = Some(refused);
+    }
 }
 
 impl Drop for Sink {
@@ -88,6 +93,10 @@ impl Reader {
 
     pub(super) fn finish(&self) -> Option<FinishReason> {
         self.last().finish_reason
+    }
+
+    pub(super) fn refused(&self) -> Option<Refused> {
+        self.read.lock().refused.clone()
     }
 
     pub(super) fn cached_tokens(&self) -> u32 {
@@ -147,6 +156,14 @@ impl Harness {
         let sink = Box::new(Sink(reader.clone()));
         self.engine.submit(Submission { key, dp_rank, request, sink });
         (key, reader)
+    }
+
+    /// With a key that may be taken.
+    pub(super) fn submit_as(&self, key: RequestKey, request: PreprocessedRequest) -> Reader {
+        let reader = Reader::default();
+        let sink = Box::new(Sink(reader.clone()));
+        self.engine.submit(Submission { key, dp_rank: 0, request, sink });
+        reader
     }
 
     /// Serves requests to their end, all submitted at once.
