@@ -158,8 +158,9 @@ async fn a_dropped_open_is_cancelled(transport: Transport) {
     // Warm, so that the request is sent at the first poll.
     let warm = stage.serve(|_: IncomingRequest, responder: Responder| responder.finish());
     stage.open("").await.unwrap();
-    drop(warm);
+    // Mounted before the old one goes, so that the client is never told to stay away.
     let (_guard, _kept, mut reasons) = keep(&stage);
+    drop(warm);
     let target = stage.target();
     let mut open = Box::pin(stage.client.open(&target, request("")));
     let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(open.as_mut().poll(cx))).await;

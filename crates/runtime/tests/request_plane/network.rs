@@ -180,11 +180,13 @@ async fn strangers_on_the_port_are_turned_away() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_goes_away_is_asked_no_more() {
     let stage = Stage::new(Transport::Tcp).await;
-    let (kept, mut responders) = mpsc::channel(1);
+    // As many as there may be stragglers before the news is there.
+    let (kept, mut responders) = mpsc::channel(1024);
     let _guard = stage.serve(move |_: IncomingRequest, responder: Responder| {
         assert!(kept.try_send(responder).is_ok());
     });
     let mut running = stage.open("").await.unwrap();
+    let held = responders.recv().await;
     stage.server.go_away();
     let start = Instant::now();
     loop {
@@ -201,10 +203,9 @@ async fn a_process_that_goes_away_is_asked_no_more() {
             drop(responder);
         }
     }
-    drop(stage.server_scope.clone());
     running.cancel(dynamo_runtime::request_plane::CancelKind::Kill, CancelReason::NotNeeded);
     assert!(collect(&mut running).await.1.is_err());
-    drop(running);
+    drop((running, held));
     stage.assert_idle().await;
 }
 
