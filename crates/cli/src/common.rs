@@ -1,13 +1,11 @@
 //! What all commands have in common: where their settings come from, and how they start.
 
-use std::{io::IsTerminal, path::PathBuf, time::Instant};
+use std::{io::IsTerminal, path::PathBuf};
 
-use anyhow::Context;
 use dynamo_runtime::{
-    RuntimeConfig, TaskScope,
+    RuntimeConfig,
     config::{ConfigError, ConfigFile, Env, Key, Layers},
     logging::{self, LogOptions},
-    metrics::{Metrics, ProcessSources, register_process_metrics},
     system::SystemFlags,
 };
 
@@ -139,18 +137,10 @@ impl CommonConfig {
         Ok(Self {
             namespace: layers.optional(&NAMESPACE, args.namespace.clone())?,
             threads: layers.optional(&THREADS, args.runtime_threads)?,
-            runtime: RuntimeConfig::resolve(layers, system)?,
+            runtime: RuntimeConfig {
+                allocations: Some(crate::allocations),
+                ..RuntimeConfig::resolve(layers, system)?
+            },
         })
     }
-}
-
-/// Memory, descriptors, tasks and allocations of this process, in its metrics.
-pub(crate) fn register_process(metrics: &Metrics, scope: &TaskScope) -> anyhow::Result<()> {
-    let scope = scope.clone();
-    let sources = ProcessSources {
-        started: Instant::now(),
-        tasks: Box::new(move || scope.tasks()),
-        allocations: Some(crate::allocations),
-    };
-    register_process_metrics(metrics, sources).context("process metrics")
 }

@@ -5,15 +5,16 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use anyhow::Context;
 use dynamo_frontend::{HttpConfig, HttpService};
 use dynamo_kv_router::KvRouterConfig;
-use dynamo_llm::{Catalog, CatalogConfig, RouterConfig, RouterMode};
+use dynamo_llm::{Catalog, CatalogConfig, ModelCatalog, RouterConfig, RouterMode};
 use dynamo_runtime::{
-    DistributedRuntime, Runtime,
+    DistributedRuntime, EndpointId, Runtime,
     config::{Key, Layers},
+    system::HealthStatus,
 };
 use tokio::net::TcpListener;
 
 use crate::{
-    common::{Chosen, CommonArgs, CommonConfig, Prepared, prepare, register_process},
+    common::{Chosen, CommonArgs, CommonConfig, Prepared, prepare},
     process::{self, StartError},
     start_block::StartBlock,
 };
@@ -161,6 +162,7 @@ impl ServiceConfig {
 pub(crate) struct Listening {
     service: HttpService,
     listener: TcpListener,
+    catalog: Arc<Catalog>,
     /// With a host that a client on this machine can use.
     pub(crate) url: String,
 }
@@ -176,21 +178,24 @@ impl Listening {
             .await
             .map_err(|error| StartError(anyhow::Error::new(error)))?;
         let address = listener.local_addr()?;
-        let catalog = Catalog::start(
-            runtime,
-            CatalogConfig {
-                router: config.router,
-                namespace,
-                file_cache: config.file_cache,
-                tokenizing: std::thread::available_parallelism().map_or(1, usize::from),
-            },
-        )?;
+        let catalog = CatalogConfig {
+            router: config.router,
+            namespace,
+            file_cache: config.file_cache,
+            tokenizing: std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        let catalog = Arc::new(Catalog::start(runtime, catalog)?);
         let phase = runtime.runtime().phase();
-        let service = HttpService::new(config.http, Arc::new(catalog), runtime.metrics().clone(), phase)?;
+        let service = HttpService::new(config.http, catalog.clone(), runtime.metrics().clone(), phase)?;
         let host =
             if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
         let host = if host.contains(':') { format!("[{host}]") } else { host };
-        Ok(Self { service, listener, url: format!("http://{host}:{}", address.port()) })
+        Ok(Self { service, listener, catalog, url: format!("http://{host}:{}", address.port()) })
+    }
+
+    /// What it serves, for those who wait for a model.
+    pub(crate) fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.clone()
     }
 
     /// Serves until the runtime has drained. Its streams are work that shutdown waits for.
@@ -199,6 +204,34 @@ impl Listening {
         self.service.serve(self.listener).await;
         drop(work);
     }
+}
+
+/// How often a waiting process looks for its model: often enough not to be noticed.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Resolves when `model` can be asked for, and as many workers at `endpoint` are known as it has; false if that takes
+/// longer than `limit`.
+pub(crate) async fn can_be_asked(
+    catalog: &Catalog,
+    model: &str,
+    endpoint: &EndpointId,
+    workers: usize,
+    limit: Duration,
+) -> bool {
+    let known = || {
+        let instances = catalog.instances();
+        let own = instances.iter().filter(|instance| {
+            (&instance.namespace, &instance.component, &instance.endpoint)
+                == (&endpoint.namespace, &endpoint.component, &endpoint.endpoint)
+        });
+        own.count() >= workers
+    };
+    let wait = async {
+        while catalog.get(model).is_none() || !known() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(limit, wait).await.is_ok()
 }
 
 /// What a process says of its runtime.
@@ -240,7 +273,6 @@ pub fn run(args: FrontendArgs) -> ExitCode {
         let distributed = DistributedRuntime::new(runtime.clone(), common.runtime)
             .await
             .map_err(|error| StartError(anyhow::Error::new(error)))?;
-        register_process(distributed.metrics(), runtime.scope())?;
         let listening =
             Listening::start(service, &distributed, common.namespace).await.context("frontend")?;
         let url = listening.url.clone();
@@ -253,6 +285,8 @@ pub fn run(args: FrontendArgs) -> ExitCode {
         .line("models", "as workers register them")
         .line("try", format_args!("curl {url}/v1/models"))
         .print();
+        // The port listens already: what comes from now on is served.
+        distributed.system().set_status(HealthStatus::Ready);
         listening.serve(&runtime).await;
         tokio::time::timeout(Duration::from_secs(60), runtime.closed()).await.context("planes did not close")
     })

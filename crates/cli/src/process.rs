@@ -23,7 +23,7 @@ impl std::error::Error for StartError {}
 
 /// Runs `main` on a tokio runtime of `threads` (none: one per core), with SIGINT and SIGTERM bound to the phases of
 /// shutdown: the first one drains, a second one does not wait. Returns when `main` has returned and the runtime is
-/// closed.
+/// closed, or when the runtime is closed and `main` still starts.
 pub(crate) fn run<Main, Running>(threads: Option<usize>, limits: ShutdownLimits, main: Main) -> ExitCode
 where
     Main: FnOnce(Runtime) -> Running,
@@ -43,7 +43,12 @@ where
         tracing::debug!(?descriptors, "descriptor limit");
         let signals = runtime.clone();
         runtime.scope().spawn("signals", async move { follow_signals(&signals).await });
-        let result = main(runtime.clone()).await;
+        let result = tokio::select! {
+            biased;
+            result = main(runtime.clone()) => result,
+            () = runtime.closed() => Ok(()),
+        };
+        let result = result.or_else(|error| unless_interrupted(error, runtime.is_shutting_down()));
         if !runtime.is_shutting_down() {
             runtime.shutdown(ShutdownReason::Requested);
         }
@@ -55,6 +60,15 @@ where
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),
     }
+}
+
+/// A start that a signal ended is no fault of the set-up.
+fn unless_interrupted(error: anyhow::Error, shutting_down: bool) -> anyhow::Result<()> {
+    if shutting_down && error.chain().any(|cause| cause.is::<StartError>()) {
+        tracing::info!("ended while starting: {error:#}");
+        return Ok(());
+    }
+    Err(error)
 }
 
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
@@ -84,3 +98,6 @@ async fn follow_signals(runtime: &Runtime) {
         runtime.shutdown(ShutdownReason::Signal(name));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use dynamo_runtime::config::Layers;
 use dynamo_worker::Workers;
 
 use crate::{
-    common::{CommonArgs, CommonConfig, Prepared, prepare, register_process},
+    common::{CommonArgs, CommonConfig, Prepared, prepare},
     engine_args::EngineArgs,
     frontend::describe,
     process::{self, StartError},
@@ -36,7 +36,6 @@ pub fn run(args: WorkerArgs) -> ExitCode {
     let limits = common.runtime.shutdown;
     let chosen = common.describe(&chosen);
     process::run(common.threads, limits, |runtime| async move {
-        register_process(&common.runtime.metrics, runtime.scope())?;
         let (number, endpoint) = (engine.num_workers, engine.endpoint.clone());
         let speedup = engine.engine.speedup_ratio;
         let workers = Workers::start(&runtime, engine, common.runtime)
