@@ -71,8 +71,11 @@ impl App {
     /// The model that can answer now.
     pub(crate) fn model(&self, name: &str) -> Result<Arc<dyn ChatModel>, ApiError> {
         self.catalog.get(name).ok_or_else(|| {
-            let known = self.catalog.list().iter().any(|model| model.id == name);
-            if known { ApiError::model_not_ready(name) } else { ApiError::model_not_found(name) }
+            if self.catalog.is_known(name) {
+                ApiError::model_not_ready(name)
+            } else {
+                ApiError::model_not_found(name)
+            }
         })
     }
 }

@@ -66,6 +66,7 @@ pub enum ScriptEnding {
 pub struct FakeModel {
     info: ModelInfo,
     ready: bool,
+    listed: bool,
     script: Script,
     /// What was asked of it.
     pub record: Arc<Record>,
@@ -123,12 +124,17 @@ impl FakeModel {
             max_num_batched_tokens: None,
             migration_limit: 3,
         };
-        Self { info, ready: true, script, record: Arc::default() }
+        Self { info, ready: true, listed: true, script, record: Arc::default() }
     }
 
     /// The same, listed but without workers.
     pub fn not_ready(self) -> Self {
         Self { ready: false, ..self }
+    }
+
+    /// The same, registered but not yet made ready.
+    pub fn in_the_making(self) -> Self {
+        Self { ready: false, listed: false, ..self }
     }
 }
 
@@ -145,8 +151,12 @@ impl ModelCatalog for FakeCatalog {
         Some(model.clone())
     }
 
+    fn is_known(&self, name: &str) -> bool {
+        self.models.iter().any(|model| model.info.id == name)
+    }
+
     fn list(&self) -> Vec<ModelInfo> {
-        self.models.iter().map(|model| model.info.clone()).collect()
+        self.models.iter().filter(|model| model.listed).map(|model| model.info.clone()).collect()
     }
 
     fn instances(&self) -> Vec<InstanceInfo> {

@@ -15,6 +15,8 @@ use dynamo_protocols::ChatMessage;
 pub trait ModelCatalog: Send + Sync + 'static {
     /// The model of that name, if one is registered and its workers are known.
     fn get(&self, name: &str) -> Option<Arc<dyn ChatModel>>;
+    /// Whether somebody has registered a model of that name, ready or not; of any name before it is known what there is.
+    fn is_known(&self, name: &str) -> bool;
     /// All models, by name.
     fn list(&self) -> Vec<ModelInfo>;
     /// All endpoint instances that this process knows, for `/health`.

@@ -1,34 +1,37 @@
 //! Keeps one model's prefix index up to date: events as they come, and what was lost by asking the worker.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use dynamo_engine_api::{DpRank, KvCacheEventData, RouterEvent, StorageTier};
-use dynamo_kv_router::{
-    ApplyError, DropReason, EventOrder, IndexError, KvQueryAnswer, Observed, Recovered, RecoveryPolicy,
-    RecoveryRequest, WorkerRank,
-};
+use dynamo_kv_router::{ApplyError, IndexError, KvQueryAnswer, Recovered, RecoveryRequest, WorkerRank};
 use dynamo_runtime::{
     Client, TaskScope, WorkerId,
     events::{EventItem, EventSubscriber, decode_payload},
     request_plane::OutgoingRequest,
 };
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::Instant,
+};
 
-use crate::router::Router;
+use crate::{
+    kv_orders::{Answered, Ask, KvOrders, Outcome, Step},
+    router::Router,
+};
 
 /// News of workers on their way to the follower. Workers come and go seldom; who sends waits for room.
 pub(crate) const WORKER_NEWS_CAPACITY: usize = 256;
 /// The largest answer to a query that is taken: a dump of some five million blocks.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
-
-/// An index that disagrees with its worker asks for all that the worker holds, but not more often than this: a worker
-/// whose events never fit would be asked for nothing else.
-const DUMP_PAUSE: Duration = Duration::from_secs(5);
+/// Questions that are out at once, so that a frontend that starts beside many workers has room for their answers.
+const CONCURRENT_QUERIES: usize = 4;
+/// Answers of more bytes than this are decoded in the blocking pool.
+const INLINE_ANSWER_BYTES: usize = 32 << 10;
+/// Blocks that are applied under one write lock, some 100 µs: requests wait for it.
+const BLOCKS_PER_LOCK: usize = 1000;
+/// How often dumps that had to wait are looked at.
+const TICK: Duration = Duration::from_secs(1);
 
 /// What the catalogue tells the follower.
 pub(crate) enum WorkerNews {
@@ -38,22 +41,17 @@ pub(crate) enum WorkerNews {
     Removed { worker_id: u64 },
 }
 
-/// The outcome of a question to a worker.
-struct Outcome {
-    rank: WorkerRank,
-    epoch: u64,
-    token: u64,
-    answer: Result<KvQueryAnswer, String>,
-}
+/// An event of a rank that is to be applied.
+type Due = (WorkerRank, KvCacheEventData);
 
 /// Follows the events of one model's workers until the scope is cancelled.
 pub(crate) struct Follower {
     router: Arc<Router>,
     /// Asks workers for what was lost.
     queries: Client,
+    turns: Arc<Semaphore>,
     scope: TaskScope,
-    orders: HashMap<(u64, DpRank), EventOrder>,
-    dumped: HashMap<WorkerRank, Instant>,
+    orders: KvOrders,
     outcomes: mpsc::Sender<Outcome>,
     arrived: mpsc::Receiver<Outcome>,
 }
@@ -61,23 +59,27 @@ pub(crate) struct Follower {
 impl Follower {
     pub(crate) fn new(router: Arc<Router>, queries: Client, scope: TaskScope) -> Self {
         let (outcomes, arrived) = mpsc::channel(WORKER_NEWS_CAPACITY);
-        Self { router, queries, scope, orders: HashMap::new(), dumped: HashMap::new(), outcomes, arrived }
+        let turns = Arc::new(Semaphore::new(CONCURRENT_QUERIES));
+        Self { router, queries, turns, scope, orders: KvOrders::default(), outcomes, arrived }
     }
 
     pub(crate) async fn run(mut self, mut events: EventSubscriber, mut news: mpsc::Receiver<WorkerNews>) {
+        let mut tick = tokio::time::interval(TICK);
+        let scope = self.scope.clone();
         loop {
             tokio::select! {
-                () = self.scope.cancelled() => return,
+                () = scope.cancelled() => return,
                 Some(news) = news.recv() => self.on_news(news),
-                Some(outcome) = self.arrived.recv() => self.on_outcome(outcome),
+                Some(outcome) = self.arrived.recv() => self.on_outcome(outcome).await,
                 item = events.next() => match item {
                     Some(EventItem::Event { envelope, payload }) => {
-                        self.on_events(envelope.publisher.epoch.get(), &payload);
+                        self.on_events(envelope.publisher.epoch.get(), &payload).await;
                     }
                     // What was lost shows in the events' own numbers, rank by rank.
                     Some(EventItem::Gap { .. } | EventItem::PublisherGone(_)) => {}
                     None => return,
                 },
+                _ = tick.tick() => self.ask_for_dumps(),
             }
         }
     }
@@ -85,27 +87,15 @@ impl Follower {
     fn on_news(&mut self, news: WorkerNews) {
         match news {
             WorkerNews::Added { worker_id, epoch, ranks } => {
-                for dp_rank in ranks {
-                    let order = EventOrder::new(dp_rank, epoch, RecoveryPolicy::REFERENCE);
-                    let known = self.orders.entry((worker_id, dp_rank)).or_insert(order);
-                    if known.epoch() < epoch {
-                        *known = EventOrder::new(dp_rank, epoch, RecoveryPolicy::REFERENCE);
-                    }
-                    if known.last_event_id().is_none()
-                        && let Some(request) = known.request_dump(Instant::now())
-                    {
-                        self.ask(WorkerRank { worker_id, dp_rank }, epoch, request);
-                    }
+                for ask in self.orders.add(worker_id, epoch, ranks, now()) {
+                    self.ask(ask);
                 }
             }
-            WorkerNews::Removed { worker_id } => {
-                self.orders.retain(|(worker, _), _| *worker != worker_id);
-                self.dumped.retain(|rank, _| rank.worker_id != worker_id);
-            }
+            WorkerNews::Removed { worker_id } => self.orders.remove(worker_id),
         }
     }
 
-    fn on_events(&mut self, epoch: u64, payload: &Bytes) {
+    async fn on_events(&mut self, epoch: u64, payload: &Bytes) {
         let events: Vec<RouterEvent> = match decode_payload(payload) {
             Ok(events) => events,
             Err(error) => {
@@ -113,93 +103,91 @@ impl Follower {
                 return;
             }
         };
-        let now = Instant::now();
-        let mut due: Vec<(WorkerRank, KvCacheEventData)> = Vec::with_capacity(events.len());
+        let now = now();
+        let mut due: Vec<Due> = Vec::with_capacity(events.len());
         for RouterEvent { worker_id, event, storage_tier } in events {
             // The index has one tier.
             if storage_tier != StorageTier::Device {
                 continue;
             }
             let rank = WorkerRank { worker_id, dp_rank: event.dp_rank };
-            // A worker that discovery has not named yet: its dump will hold what these events say.
-            let Some(order) = self.orders.get_mut(&(worker_id, event.dp_rank)) else { continue };
-            match order.observe(epoch, event, now) {
-                Observed::Apply(event) => due.push((rank, event.data)),
-                Observed::Recover(request) => {
-                    tracing::info!(worker_id, query = ?request.query, "KV events are missing");
-                    self.ask(rank, epoch, request);
+            match self.orders.observe(rank, epoch, event, now) {
+                Step::Apply(data) => due.push((rank, data)),
+                Step::Ask(ask) => {
+                    tracing::info!(worker_id, query = ?ask.request.query, "KV events are missing");
+                    self.ask(ask);
                 }
-                Observed::Held | Observed::Drop(DropReason::Stale | DropReason::StaleEpoch) => {}
+                Step::Nothing => {}
             }
         }
-        self.apply(epoch, &due);
+        self.apply(epoch, &due).await;
     }
 
-    fn on_outcome(&mut self, outcome: Outcome) {
-        let Outcome { rank, epoch, token, answer } = outcome;
-        let Some(order) = self.orders.get_mut(&(rank.worker_id, rank.dp_rank)) else { return };
-        let now = Instant::now();
-        let Recovered { replace, events, next, gave_up } = match answer {
-            Ok(answer) => order.answered(token, answer, now),
-            Err(error) => {
-                tracing::debug!(worker_id = rank.worker_id, error, "a KV query was not answered");
-                order.failed(token, now)
-            }
-        };
+    async fn on_outcome(&mut self, outcome: Outcome) {
+        let rank = outcome.rank;
+        let Some(Answered { epoch, recovered, next }) = self.orders.answered(outcome, now()) else { return };
+        let Recovered { replace, events, gave_up, .. } = recovered;
         if replace {
             self.router.index().write().clear_rank(rank);
         }
-        let due: Vec<_> = events.into_iter().map(|data| (rank, data)).collect();
-        self.apply(epoch, &due);
+        let due: Vec<Due> = events.into_iter().map(|data| (rank, data)).collect();
+        self.apply(epoch, &due).await;
         if gave_up {
             tracing::warn!(
                 worker_id = rank.worker_id,
                 "lost KV events were not recovered; the worker is routed to as it is known"
             );
         }
-        if let Some(request) = next {
-            self.ask(rank, epoch, request);
+        if let Some(ask) = next {
+            self.ask(ask);
         }
+        self.ask_for_dumps();
     }
 
-    fn apply(&mut self, epoch: u64, due: &[(WorkerRank, KvCacheEventData)]) {
-        if due.is_empty() {
-            return;
+    async fn apply(&mut self, epoch: u64, due: &[Due]) {
+        let mut rest = due;
+        while !rest.is_empty() {
+            let (piece, later) = rest.split_at(piece(rest));
+            for rank in self.apply_piece(epoch, piece) {
+                self.orders.lost(rank);
+            }
+            rest = later;
+            if !rest.is_empty() {
+                tokio::task::yield_now().await;
+            }
         }
+        self.ask_for_dumps();
+    }
+
+    /// Returns the ranks of which the index turned out to lack something.
+    fn apply_piece(&self, epoch: u64, piece: &[Due]) -> Vec<WorkerRank> {
         let mut lost = Vec::new();
         let mut index = self.router.index().write();
-        for (rank, data) in due {
+        for (rank, data) in piece {
             if index.apply(*rank, epoch, data).is_err_and(asks_for_dump) && !lost.contains(rank) {
                 lost.push(*rank);
             }
         }
-        drop(index);
-        for rank in lost {
-            let now = Instant::now();
-            if self.dumped.get(&rank).is_some_and(|&at| now < at + DUMP_PAUSE) {
-                continue;
-            }
-            self.dumped.insert(rank, now);
-            let order = self.orders.get_mut(&(rank.worker_id, rank.dp_rank));
-            if let Some(request) = order.and_then(|order| order.request_dump(now)) {
-                tracing::info!(
-                    worker_id = rank.worker_id,
-                    dp_rank = rank.dp_rank,
-                    "the index lost events: asking for a dump"
-                );
-                self.ask(rank, epoch, request);
-            }
+        lost
+    }
+
+    fn ask_for_dumps(&mut self) {
+        for ask in self.orders.due_dumps(now()) {
+            let WorkerRank { worker_id, dp_rank } = ask.rank;
+            tracing::info!(worker_id, dp_rank, "the index lost events: asking for a dump");
+            self.ask(ask);
         }
     }
 
-    /// Sends a question; its outcome comes back through the channel. One at a time is out for a rank.
-    fn ask(&self, rank: WorkerRank, epoch: u64, request: RecoveryRequest) {
-        let (client, outcomes) = (self.queries.clone(), self.outcomes.clone());
+    /// Sends a question; its outcome comes back through the channel.
+    fn ask(&self, ask: Ask) {
+        let (client, outcomes, turns) = (self.queries.clone(), self.outcomes.clone(), self.turns.clone());
         let scope = self.scope.clone();
         self.scope.spawn("kv-query", async move {
-            let wait = request.not_before.saturating_duration_since(Instant::now());
+            let Ask { rank, generation, request } = ask;
             let asking = async {
-                tokio::time::sleep(wait).await;
+                tokio::time::sleep_until(request.not_before.into()).await;
+                let _turn = turns.acquire().await;
                 match tokio::time::timeout(request.timeout, query(&client, rank.worker_id, &request)).await {
                     Ok(answer) => answer,
                     Err(_) => Err("no answer in time".to_owned()),
@@ -209,11 +197,30 @@ impl Follower {
                 () = scope.cancelled() => {}
                 answer = asking => {
                     // A follower that is gone needs no answer.
-                    let _ = outcomes.send(Outcome { rank, epoch, token: request.token, answer }).await;
+                    let _ = outcomes.send(Outcome { rank, generation, token: request.token, answer }).await;
                 }
             }
         });
     }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+/// How many of `due` are applied under one lock: at least one.
+fn piece(due: &[Due]) -> usize {
+    let mut blocks = 0;
+    let fits = |(_, data): &&Due| {
+        let room = blocks < BLOCKS_PER_LOCK;
+        blocks += match data {
+            KvCacheEventData::Stored { blocks, .. } => blocks.len(),
+            KvCacheEventData::Removed { block_hashes } => block_hashes.len(),
+            KvCacheEventData::Cleared => 1,
+        };
+        room
+    };
+    due.iter().take_while(fits).count()
 }
 
 /// Whether the index and its worker disagree on what the worker holds.
@@ -245,5 +252,26 @@ async fn query(client: &Client, worker_id: u64, request: &RecoveryRequest) -> Re
         }
         bytes.extend_from_slice(&piece);
     }
-    rmp_serde::from_slice(&bytes).map_err(|error| text(&error))
+    let decode = |bytes: &[u8]| rmp_serde::from_slice(bytes).map_err(|error| error.to_string());
+    if bytes.len() <= INLINE_ANSWER_BYTES {
+        return decode(&bytes);
+    }
+    tokio::task::spawn_blocking(move || decode(&bytes)).await.map_err(|error| text(&error))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn much_is_applied_in_pieces_of_bounded_work() {
+        let rank = WorkerRank { worker_id: 7, dp_rank: 0 };
+        let removed = |blocks: usize| {
+            let block_hashes = (0..blocks as u64).map(dynamo_engine_api::ExternalBlockHash).collect();
+            (rank, KvCacheEventData::Removed { block_hashes })
+        };
+        assert_eq!(piece(&[removed(5000), removed(1)]), 1);
+        assert_eq!(piece(&[removed(600), removed(600), removed(1)]), 2);
+        assert_eq!(piece(&[removed(1), removed(1)]), 2);
+    }
 }

@@ -9,12 +9,16 @@ mod catalog;
 mod catalog_metrics;
 mod files;
 mod generation;
+mod keeper;
 mod kv_events;
+mod kv_orders;
 mod model;
+mod model_fetch;
 mod preprocess;
 mod retry;
 mod router;
 mod served_model;
+mod worker_sync;
 
 pub use api::{
     ChatModel, ChatRequest, Delta, GenerateError, Generation, GenerationFuture, InstanceInfo, ModelCatalog,

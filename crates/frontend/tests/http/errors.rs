@@ -179,6 +179,13 @@ async fn a_model_without_workers_is_not_ready() {
 }
 
 #[tokio::test]
+async fn a_model_in_the_making_is_not_ready_rather_than_unknown() {
+    let server = Server::start(vec![FakeModel::new("m", Script::of(&["a"])).in_the_making()]).await;
+    check(&ask(server.address, &chat(json!({}))).await, 503, "no complete set of workers");
+    check(&ask(server.address, &chat(json!({"model": "x"}))).await, 404, "Model not found");
+}
+
+#[tokio::test]
 async fn large_bodies_are_parsed_too() {
     let server = server().await;
     let text = "x".repeat(3 << 20);

@@ -1,0 +1,77 @@
+use dynamo_kv_router::KvRouterConfig;
+use dynamo_tokens::BlockSize;
+
+use super::*;
+use crate::{RouterConfig, RouterMode};
+
+fn sync() -> WorkerSync {
+    let config = RouterConfig { mode: RouterMode::Kv, kv: KvRouterConfig::REFERENCE };
+    let router = Arc::new(Router::new(config, BlockSize::new(4).unwrap()).unwrap());
+    WorkerSync::new(router, None, Arc::default())
+}
+
+fn seen(worker_id: u64, epoch: u64, state: InstanceState) -> Seen {
+    Seen { worker_id, epoch, state }
+}
+
+fn registered(workers: &[(u64, u64)]) -> WorkerCards {
+    let card = |&(worker_id, epoch): &(u64, u64)| {
+        (worker_id, WorkerCard { epoch, runtime_config: RuntimeConfigCard::default() })
+    };
+    WorkerCards { own: workers.iter().map(card).collect(), others: BTreeSet::new() }
+}
+
+/// `+` for each worker that was added, `-` for each that was removed.
+fn told(news: Vec<WorkerNews>) -> String {
+    let sign = |news: &WorkerNews| match news {
+        WorkerNews::Added { worker_id, epoch, .. } => format!("+{worker_id}@{epoch}"),
+        WorkerNews::Removed { worker_id } => format!("-{worker_id}"),
+    };
+    news.iter().map(sign).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_worker_whose_records_vanished_keeps_its_place_until_it_is_given_up() {
+    let mut sync = sync();
+    assert_eq!(told(sync.update(&[seen(7, 1, InstanceState::Ready)], registered(&[(7, 1)]))), "+7@1");
+    let doubtful = [seen(7, 1, InstanceState::InDoubt)];
+    assert_eq!(told(sync.update(&doubtful, registered(&[]))), "");
+    assert!(!sync.routed[&7].draining);
+    assert_eq!(sync.count.load(Ordering::Relaxed), 1);
+    assert_eq!(told(sync.update(&[], registered(&[]))), "-7");
+    assert!(sync.remembered.is_empty());
+    assert_eq!(sync.count.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_worker_needs_both_records_of_the_same_incarnation() {
+    let mut sync = sync();
+    assert_eq!(told(sync.update(&[seen(7, 1, InstanceState::Ready)], registered(&[]))), "");
+    // The card of the next incarnation comes before its endpoint.
+    assert_eq!(told(sync.update(&[seen(7, 1, InstanceState::Ready)], registered(&[(7, 2)]))), "");
+    assert_eq!(told(sync.update(&[seen(7, 2, InstanceState::Ready)], registered(&[(7, 2)]))), "+7@2");
+    assert_eq!(told(sync.update(&[seen(7, 3, InstanceState::Ready)], registered(&[]))), "-7");
+}
+
+#[test]
+fn a_worker_that_registers_another_model_is_not_remembered() {
+    let mut sync = sync();
+    let ready = [seen(7, 1, InstanceState::Ready)];
+    sync.update(&ready, registered(&[(7, 1)]));
+    let other = WorkerCards { own: BTreeMap::new(), others: [7].into() };
+    assert_eq!(told(sync.update(&ready, other)), "-7");
+}
+
+#[test]
+fn a_worker_that_cannot_be_taken_on_is_not_told_of() {
+    let mut sync = sync();
+    let mut cards = registered(&[(7, 1)]);
+    let runtime_config = RuntimeConfigCard {
+        data_parallel_size: u32::MAX,
+        data_parallel_start_rank: u32::MAX,
+        ..RuntimeConfigCard::default()
+    };
+    cards.own.get_mut(&7).unwrap().runtime_config = runtime_config;
+    assert_eq!(told(sync.update(&[seen(7, 1, InstanceState::Ready)], cards)), "");
+    assert!(sync.routed.is_empty());
+}
