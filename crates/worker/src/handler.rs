@@ -61,7 +61,9 @@ impl Handler for GenerateHandler {
             dp_rank = decoded.routing.dp_rank,
             "request accepted"
         );
-        let (engine, metrics, id) = (self.engine.clone(), self.metrics.clone(), request.id.clone());
+        // The engine holds the sink, which holds the hook: the hook must not hold the engine.
+        let engine = Arc::downgrade(&self.engine);
+        let (metrics, id) = (self.metrics.clone(), request.id.clone());
         // A cancel that comes before the engine knows the request aborts nothing: it is looked at again after.
         let cancelled = Arc::new(AtomicBool::new(false));
         let hook = cancelled.clone();
@@ -69,7 +71,9 @@ impl Handler for GenerateHandler {
             tracing::debug!(request_id = %id, ?reason, "request cancelled");
             metrics.cancelled();
             hook.store(true, Ordering::SeqCst);
-            engine.abort(key, abort_reason(&reason));
+            if let Some(engine) = engine.upgrade() {
+                engine.abort(key, abort_reason(&reason));
+            }
         });
         self.engine.submit(Submission {
             key,

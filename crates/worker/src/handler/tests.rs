@@ -134,3 +134,16 @@ async fn a_cancel_that_comes_before_the_engine_knows_the_request_is_not_lost() {
     let _ = setting.open(Duration::from_millis(20)).await;
     assert_eq!(setting.engine.aborted.lock().len(), 1, "told again once it could know");
 }
+
+#[tokio::test]
+async fn an_open_stream_does_not_keep_the_engine() {
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let sinks = kept.clone();
+    let setting = Setting::new(move |_, submission| sinks.lock().push(submission.sink)).await;
+    let _stream = setting.open(PATIENCE).await.unwrap();
+    let engine = Arc::downgrade(&setting.engine);
+    let Setting { engine: own, _mount, .. } = setting;
+    drop((own, _mount));
+    assert_eq!(kept.lock().len(), 1);
+    assert!(engine.upgrade().is_none(), "who ends the engine ends its streams");
+}
