@@ -15,7 +15,7 @@ if [ "${1:-}" = "measure" ]; then
   # Inside both stacks: URL, FRONTEND_PID, WORKER_PID are ours, PEER_* are the peer's, if there is one.
   versus=()
   [ -z "${PEER_FRONTEND_PID:-}" ] || versus=(--versus http://127.0.0.1:8900 --versus-pid "frontend=$PEER_FRONTEND_PID" --versus-pid "worker=$PEER_WORKER_PID")
-  ours=(--url "$URL" --model tiny --server-pid "frontend=$FRONTEND_PID" --server-pid "worker=$WORKER_PID" --rounds "$rounds" --progress never)
+  ours=(--url "$URL" --server-pid "frontend=$FRONTEND_PID" --server-pid "worker=$WORKER_PID" --rounds "$rounds" --progress never)
   case "$2" in
     cost) "$dynamo" bench "${ours[@]}" "${versus[@]}" -c 64 -n "$requests" --difference 64,512 ;;
     short) "$dynamo" bench "${ours[@]}" "${versus[@]}" -c 1 -n 200 --output-tokens 8 ;;

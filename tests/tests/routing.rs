@@ -28,12 +28,14 @@ fn repeats_of_a_prompt_go_to_one_worker_with_cached_tokens() {
                 number(&usage["prompt_tokens_details"]["cached_tokens"]),
             )
         };
+        let blocks = || frontend.metrics().sum("dynamo_kvrouter_index_blocks", &[]);
+        let before = blocks();
         let (worker, prompt_tokens, cached) = ask();
-        assert_eq!(cached, 0, "nobody has it yet");
-        // The worker's events reach the router a moment after the answer.
-        eventually("the router knows who has the prompt", Duration::from_secs(2), || {
-            let (again, _, cached) = ask();
-            (again == worker && cached > 0).then_some(())
+        assert!(cached < 32, "nobody has it yet but for what all prompts begin with");
+        // The worker's events reach the router a moment after the answer. Until then another worker is as good.
+        let stored = ((prompt_tokens - cached) / 16) as f64;
+        eventually("the router knows who has the prompt", Duration::from_secs(5), || {
+            (blocks() >= before + stored).then_some(())
         });
         for _ in 0..5 {
             let (again, _, cached) = ask();

@@ -9,6 +9,7 @@ mod common;
 mod descriptors;
 mod engine_args;
 mod frontend;
+mod huge_pages;
 mod process;
 mod serve;
 mod start_block;
