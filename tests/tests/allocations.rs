@@ -45,7 +45,12 @@ fn allocations(frontend: &Frontend, tokens: u32, idle_rate: f64) -> f64 {
 fn allocations_do_not_grow_with_tokens() {
     let mut stack = Stack::new();
     let frontend = stack.frontend(&["--router-mode", "kv"]);
-    let _worker = stack.worker(&WorkerOptions { workers: 4, speedup: 100.0, block_size: 64, ..WorkerOptions::default() });
+    let _worker = stack.worker(&WorkerOptions {
+        workers: 4,
+        speedup: 100.0,
+        block_size: 64,
+        ..WorkerOptions::default()
+    });
     frontend.wait_for_workers(4);
     let idle = idle_rate(&frontend);
     // The first run warms buffers and pools.
@@ -53,5 +58,9 @@ fn allocations_do_not_grow_with_tokens() {
     let (short, long) = (allocations(&frontend, 1000, idle), allocations(&frontend, 2000, idle));
     let more_tokens = f64::from(STREAMS) * 1000.0;
     println!("{short:.0} allocations with 1,000 tokens each, {long:.0} with 2,000; idle {idle:.0}/s");
-    assert!(long - short < more_tokens / 100.0, "{short} then {long}: {} more for {more_tokens} tokens", long - short);
+    assert!(
+        long - short < more_tokens / 100.0,
+        "{short} then {long}: {} more for {more_tokens} tokens",
+        long - short
+    );
 }
