@@ -1,4 +1,4 @@
-//! The allocator: mimalloc, which gives memory back to the system, with a count of allocations.
+//! The allocator: jemalloc, which gives memory back to the system, with a count of allocations.
 //!
 //! The count is what proves that the stream path does not allocate per token: `/metrics` shows it as
 //! `dynamo_process_allocations_total`. It is kept in a few padded counters, so that threads do not share a cache line.
@@ -10,7 +10,14 @@ use std::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
-use mimalloc::MiMalloc;
+use tikv_jemallocator::Jemalloc;
+
+/// Read by jemalloc when it starts. A thread of its own gives back what has lain idle for a second, whether or not anybody
+/// allocates; a few arenas are enough for as many threads as there are cores, and waste less.
+#[used]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+static MALLOC_CONF: &[u8; 80] =
+    b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,narenas:4,thp:never\0";
 
 /// Counters; threads are dealt out to them in turn.
 const LANES: usize = 16;
@@ -45,29 +52,29 @@ pub fn allocations() -> u64 {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CountingAllocator;
 
-// SAFETY: every call is passed on to mimalloc unchanged; counting touches no memory that it manages.
+// SAFETY: every call is passed on to jemalloc unchanged; counting touches no memory that it manages.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
         // SAFETY: the caller keeps GlobalAlloc's contract.
-        unsafe { MiMalloc.alloc(layout) }
+        unsafe { Jemalloc.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         // SAFETY: the caller keeps GlobalAlloc's contract.
-        unsafe { MiMalloc.dealloc(pointer, layout) }
+        unsafe { Jemalloc.dealloc(pointer, layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count();
         // SAFETY: the caller keeps GlobalAlloc's contract.
-        unsafe { MiMalloc.alloc_zeroed(layout) }
+        unsafe { Jemalloc.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         count();
         // SAFETY: the caller keeps GlobalAlloc's contract.
-        unsafe { MiMalloc.realloc(pointer, layout, new_size) }
+        unsafe { Jemalloc.realloc(pointer, layout, new_size) }
     }
 }
 

@@ -9,7 +9,6 @@ mod common;
 mod descriptors;
 mod engine_args;
 mod frontend;
-mod huge_pages;
 mod process;
 mod serve;
 mod start_block;

@@ -29,7 +29,6 @@ where
     Main: FnOnce(Runtime) -> Running,
     Running: Future<Output = anyhow::Result<()>>,
 {
-    crate::huge_pages::refuse();
     let descriptors = crate::descriptors::raise_limit();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = threads {
