@@ -29,14 +29,18 @@ fn allocations(frontend: &Frontend, tokens: u32, idle_rate: f64) -> f64 {
             let address = frontend.address.clone();
             thread::spawn(move || {
                 let prompt = format!("story number {number} of {tokens} tokens");
-                let mut stream = stream_chat(&address, &prompt, tokens, &json!({})).unwrap();
-                let events = stream.rest().unwrap();
+                let mut stream = stream_chat(&address, &prompt, tokens, &json!({})).expect("a stream");
+                let events = stream.rest().expect("a whole body");
                 events.iter().filter(|event| event.content().is_some_and(|text| !text.is_empty())).count()
             })
         })
         .collect();
     for client in clients {
-        assert_eq!(client.join().unwrap() as u32, tokens, "one event per token");
+        assert_eq!(
+            client.join().expect("a client that does not panic") as u32,
+            tokens,
+            "one event per token"
+        );
     }
     counted(frontend) - before - idle_rate * began.elapsed().as_secs_f64()
 }
