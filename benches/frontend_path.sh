@@ -19,7 +19,7 @@ if [ "${1:-}" = "measure" ]; then
   case "$2" in
     cost) "$dynamo" bench "${ours[@]}" "${versus[@]}" -c 64 -n "$requests" --difference 64,512 ;;
     short) "$dynamo" bench "${ours[@]}" "${versus[@]}" -c 1 -n 200 --output-tokens 8 ;;
-    paced) "$dynamo" bench "${ours[@]}" "${versus[@]}" -c 64 -n 128 --warmup 0 --output-tokens 512 ;;
+    paced) "$dynamo" bench "${ours[@]}" "${versus[@]}" -c 64 -n 64 --warmup 64 --output-tokens 400 ;;
   esac
   exit
 fi
@@ -38,7 +38,7 @@ rows="${ROWS:-cost short paced}"
 for row in $rows; do
   echo "== $row"
   case "$row" in
-    paced) beside "$paced_speedup" env SPEEDUP="$paced_speedup" "$root/benches/with_stack.sh" -- "$0" measure "$row" ;;
-    *) beside 1000 env SPEEDUP=0 "$root/benches/with_stack.sh" -- "$0" measure "$row" ;;
+    paced) more="--num-gpu-blocks-override 2000000"; beside "$paced_speedup" env SPEEDUP="$paced_speedup" "$root/benches/with_stack.sh" ${more:-} -- "$0" measure "$row" ;;
+    *) more=""; beside 1000 env SPEEDUP=0 "$root/benches/with_stack.sh" ${more:-} -- "$0" measure "$row" ;;
   esac
 done
