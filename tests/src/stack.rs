@@ -14,6 +14,7 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 pub struct Stack {
     folder: tempfile::TempDir,
     started: usize,
+    environment: Vec<(&'static str, String)>,
 }
 
 /// A worker process's options.
@@ -66,7 +67,20 @@ pub fn eventually<T>(what: &str, limit: Duration, mut attempt: impl FnMut() -> O
 impl Stack {
     /// Nothing runs yet.
     pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().expect("a temporary folder"), started: 0 }
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let discovery = folder.path().join("discovery").to_str().expect("a plain path").to_owned();
+        let environment = vec![
+            ("DYN_FILE_KV", discovery),
+            ("DYN_SYSTEM_HOST", "127.0.0.1".to_owned()),
+            ("DYN_SYSTEM_PORT", "0".to_owned()),
+            ("DYN_LOG", "info".to_owned()),
+        ];
+        Self { folder, started: 0, environment }
+    }
+
+    /// Sets a variable for the processes started from now on.
+    pub fn set(&mut self, name: &'static str, value: &str) {
+        self.environment.push((name, value.to_owned()));
     }
 
     /// The tiny model's folder.
@@ -76,13 +90,8 @@ impl Stack {
 
     fn start(&mut self, binary: &str, arguments: &[&str]) -> Process {
         self.started += 1;
-        let discovery = self.folder.path().join("discovery");
-        let environment = [
-            ("DYN_FILE_KV", discovery.to_str().expect("a plain path")),
-            ("DYN_SYSTEM_HOST", "127.0.0.1"),
-            ("DYN_SYSTEM_PORT", "0"),
-            ("DYN_LOG", "info"),
-        ];
+        let environment: Vec<_> =
+            self.environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let name = format!("{}-{}", self.started, binary);
         Process::start(binary, arguments, &environment, self.folder.path(), &name)
     }

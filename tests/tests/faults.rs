@@ -1,12 +1,16 @@
 //! Processes that die, drain, come and go, and clients that leave or stop reading.
 
 use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use dynamo_tests::{
-    ChatStream, Frontend, Metrics, Stack, Worker, WorkerOptions, eventually, post, stream_chat,
+    ChatStream, Frontend, Metrics, Stack, Worker, WorkerOptions, eventually, get, post, stream_chat,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -189,13 +193,13 @@ fn restarting_every_worker_in_turn_fails_no_request() {
     let options = WorkerOptions { speedup: 5.0, ..WorkerOptions::default() };
     let mut workers: Vec<Worker> = (0..3).map(|_| stack.worker(&options)).collect();
     frontend.wait_for_workers(3);
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stop = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..8)
         .map(|client| {
             let (address, stop) = (frontend.address.clone(), stop.clone());
             thread::spawn(move || {
                 let mut served = 0;
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     let prompt = format!("client {client} asks for the {served}th time");
                     let mut stream = stream_chat(&address, &prompt, 20, &json!({})).unwrap();
                     assert_eq!(stream.status, 200);
@@ -214,10 +218,96 @@ fn restarting_every_worker_in_turn_fails_no_request() {
         let status = leaving.process.wait(Duration::from_secs(20)).expect("it drains and exits");
         assert!(status.success(), "{status}");
     }
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    stop.store(true, Ordering::Relaxed);
     let served: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
     assert!(served > 100, "only {served} requests were served meanwhile");
     assert_nothing_left(&frontend, &workers.iter().collect::<Vec<_>>());
+}
+
+/// What a load balancer does: asks each frontend's health over and over, and sends to those that say they are ready.
+struct Balancer {
+    addresses: Mutex<Vec<String>>,
+    ready: Mutex<Vec<String>>,
+    turns: AtomicUsize,
+    stopped: AtomicBool,
+}
+
+impl Balancer {
+    fn over(frontends: &[&Frontend]) -> Arc<Self> {
+        let addresses: Vec<_> = frontends.iter().map(|frontend| frontend.address.clone()).collect();
+        Arc::new(Self {
+            ready: Mutex::new(addresses.clone()),
+            addresses: Mutex::new(addresses),
+            turns: AtomicUsize::new(0),
+            stopped: AtomicBool::new(false),
+        })
+    }
+
+    fn watch(self: Arc<Self>) -> thread::JoinHandle<()> {
+        thread::spawn(move || {
+            while !self.stopped.load(Ordering::Relaxed) {
+                let mut ready = self.addresses.lock().unwrap().clone();
+                ready.retain(|address| get(address, "/health").is_ok_and(|answer| answer.status == 200));
+                *self.ready.lock().unwrap() = ready;
+                thread::sleep(Duration::from_millis(20));
+            }
+        })
+    }
+
+    fn next(&self) -> String {
+        let ready = self.ready.lock().unwrap();
+        assert!(!ready.is_empty(), "no frontend is ready");
+        ready[self.turns.fetch_add(1, Ordering::Relaxed) % ready.len()].clone()
+    }
+}
+
+#[test]
+fn restarting_each_frontend_behind_a_second_one_fails_no_request() {
+    let mut stack = Stack::new();
+    // Longer than a health check may take on a busy machine.
+    stack.set("DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", "3");
+    let flags = ["--router-mode", "kv"];
+    let worker = stack.worker(&WorkerOptions { workers: 2, speedup: 5.0, ..WorkerOptions::default() });
+    let mut frontends = [stack.frontend(&flags), stack.frontend(&flags)];
+    frontends.iter().for_each(|frontend| frontend.wait_for_workers(2));
+    let balancer = Balancer::over(&frontends.each_ref());
+    let watching = balancer.clone().watch();
+    let clients: Vec<_> = (0..8)
+        .map(|client| {
+            let balancer = balancer.clone();
+            thread::spawn(move || {
+                let mut served = 0;
+                while !balancer.stopped.load(Ordering::Relaxed) {
+                    let prompt = format!("client {client} asks for the {served}th time");
+                    let mut stream = stream_chat(&balancer.next(), &prompt, 20, &json!({})).unwrap();
+                    assert_eq!(stream.status, 200);
+                    let (last, error) = end_of(&mut stream);
+                    assert_eq!((last.as_str(), error), ("[DONE]", None));
+                    served += 1;
+                }
+                served
+            })
+        })
+        .collect();
+    for frontend in &mut frontends {
+        frontend.process.signal(Signal::TERM);
+        let status = frontend.process.wait(Duration::from_secs(30)).expect("it drains and exits");
+        assert!(status.success(), "{status}");
+        let gone = std::mem::replace(frontend, stack.frontend(&flags)).address;
+        frontend.wait_for_workers(2);
+        let mut addresses = balancer.addresses.lock().unwrap();
+        addresses.retain(|address| *address != gone);
+        addresses.push(frontend.address.clone());
+        drop(addresses);
+        eventually("the balancer takes it on", Duration::from_secs(10), || {
+            balancer.ready.lock().unwrap().contains(&frontend.address).then_some(())
+        });
+    }
+    balancer.stopped.store(true, Ordering::Relaxed);
+    watching.join().unwrap();
+    let served: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+    assert!(served > 100, "only {served} requests were served meanwhile");
+    frontends.iter().for_each(|frontend| assert_nothing_left(frontend, &[&worker]));
 }
 
 #[test]
