@@ -13,6 +13,8 @@ mod config;
 mod event_order;
 mod index;
 mod local_indexer;
+mod msgpack;
+mod router_events;
 mod scheduler;
 mod select;
 mod slot;
@@ -27,6 +29,8 @@ pub use index::{
     PrefixIndex, RadixTree, WorkerSlot,
 };
 pub use local_indexer::{KvQuery, KvQueryAnswer, LOCAL_EVENT_BUFFER, LocalIndexer};
+pub use msgpack::WireError;
+pub use router_events::RouterEventDecoder;
 pub use scheduler::{KvScheduler, PotentialLoad, Reservation, ScheduleError, ScheduleRequest};
 pub use select::{Candidate, SelectConfig, SelectError, SelectRequest, SelectScratch, Selection, select};
 pub use slot::{AddWorkerError, MAX_RANKS_PER_WORKER, Slot, WorkerId, WorkerRank};
