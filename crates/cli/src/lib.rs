@@ -12,10 +12,12 @@ mod frontend;
 mod process;
 mod serve;
 mod start_block;
+mod trace;
 mod worker;
 
 pub use allocator::{CountingAllocator, allocations};
 pub use bench::run as run_bench;
 pub use frontend::{FrontendArgs, run as run_frontend};
 pub use serve::{ServeArgs, run as run_serve};
+pub use trace::run as run_trace;
 pub use worker::{WorkerArgs, run as run_worker};
