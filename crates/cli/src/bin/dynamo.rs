@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use dynamo_cli::{
-    CountingAllocator, FrontendArgs, ServeArgs, WorkerArgs, run_bench, run_frontend, run_serve, run_trace,
-    run_worker,
+    CountingAllocator, FrontendArgs, ServeArgs, WorkerArgs, run_bench, run_frontend, run_serve, run_simulate,
+    run_trace, run_worker,
 };
+use dynamo_simulate::SimulateArgs;
 use dynamo_trace::{BenchArgs, TraceArgs};
 
 #[global_allocator]
@@ -38,6 +39,8 @@ enum What {
     /// Check, describe, make and convert traces of requests
     #[command(visible_alias = "datagen")]
     Trace(Box<TraceArgs>),
+    /// Run a trace through a router and simulated workers, faster than real time
+    Simulate(Box<SimulateArgs>),
 }
 
 fn main() -> ExitCode {
@@ -47,5 +50,6 @@ fn main() -> ExitCode {
         What::Worker(args) => run_worker(*args),
         What::Bench(args) => run_bench(*args),
         What::Trace(args) => run_trace(*args),
+        What::Simulate(args) => run_simulate(*args),
     }
 }
