@@ -55,6 +55,9 @@ pub struct SimulateArgs {
     /// Multiply the rate of the trace, and run once for each value
     #[arg(long, value_name = "LOADS", value_delimiter = ',', default_value = "1", help_heading = "Trace")]
     pub load: Vec<f64>,
+    /// Go on with twice the highest load until every router is saturated
+    #[arg(long, help_heading = "Trace")]
+    pub until_saturated: bool,
 
     /// Workers
     #[arg(long, visible_alias = "num-workers", default_value_t = 8, value_parser = value_parser!(u32).range(1..=100_000), help_heading = "Workers")]

@@ -28,7 +28,7 @@ pub(crate) fn page(report: &Report) -> String {
         .collect();
     page.table(&head, &rows);
     comparison(&mut page, report, &names);
-    if args.load.len() > 1 {
+    if several_loads(report) {
         levels(&mut page, report);
     }
     for (outcome, name) in report.outcomes.iter().zip(&names) {
@@ -38,9 +38,13 @@ pub(crate) fn page(report: &Report) -> String {
     page.finish()
 }
 
+fn several_loads(report: &Report) -> bool {
+    report.outcomes.windows(2).any(|pair| pair[0].load != pair[1].load)
+}
+
 /// A run's name beside the others.
 fn name(report: &Report, outcome: &Outcome) -> String {
-    if report.parameters.load.len() > 1 {
+    if several_loads(report) {
         format!("{}, load {}", outcome.mode, outcome.load)
     } else {
         outcome.mode.to_string()
@@ -88,8 +92,8 @@ fn hit_rate(outcome: &Outcome) -> Vec<(f64, f64)> {
 /// How each router does as the load grows.
 fn levels(page: &mut Page, report: &Report) {
     let mut modes: Vec<_> = report.outcomes.iter().map(|outcome| outcome.mode).collect();
-    modes.dedup();
-    modes.truncate(report.outcomes.len() / report.parameters.load.len());
+    let first = report.outcomes[0].load;
+    modes.truncate(report.outcomes.iter().take_while(|outcome| outcome.load == first).count());
     type Pick = fn(&Outcome) -> f64;
     let charts: [(&str, &str, Pick); 4] = [
         ("Time to the first token, p99, by load", "ms", |o| o.first_token.p99_ms),

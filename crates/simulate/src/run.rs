@@ -3,13 +3,16 @@
 use std::{
     io::Write,
     path::Path,
-    sync::Mutex,
+    sync::OnceLock,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use dynamo_trace::read_trace;
+use dynamo_trace::{TraceRequest, read_trace};
 
-use crate::{Outcome, Report, Setting, SimulateArgs, SimulateError, page, simulate, table};
+use crate::{Mode, Outcome, Report, Setting, SimulateArgs, SimulateError, page, simulate, table};
+
+/// With `--until-saturated`, at most 65,536 times the load that was given: a trace that is short can never be too much.
+const MAX_DOUBLINGS: usize = 16;
 
 /// Runs what the flags describe, prints the table, and writes JSON and plots.
 ///
@@ -53,26 +56,49 @@ fn json(report: &Report) -> String {
 /// If it cannot run.
 pub fn simulate_all(args: &SimulateArgs) -> Result<Report, SimulateError> {
     let modes = if args.compare.is_empty() { vec![args.router_mode] } else { args.compare.clone() };
-    let mut settings: Vec<(f64, Setting)> = Vec::new();
+    let at = |load: f64, modes: &[Mode]| {
+        modes
+            .iter()
+            .map(|&mode| Ok((load, args.setting(mode, load)?)))
+            .collect::<Result<Vec<_>, SimulateError>>()
+    };
+    let mut settings = Vec::new();
     for &load in &args.load {
-        for &mode in &modes {
-            settings.push((load, args.setting(mode, load)?));
-        }
+        settings.extend(at(load, &modes)?);
     }
     let mut requests = read_trace(&args.trace)?;
     if let Some(most) = args.requests {
         requests.truncate(usize::try_from(most).unwrap_or(usize::MAX));
     }
+    let mut outcomes = run_all(&requests, &settings)?;
+    if args.until_saturated {
+        let mut load = args.load.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+        for _ in 0..MAX_DOUBLINGS {
+            let saturated = |mode: &Mode| outcomes.iter().any(|o: &Outcome| o.mode == *mode && o.saturated);
+            let left: Vec<Mode> = modes.iter().copied().filter(|mode| !saturated(mode)).collect();
+            if left.is_empty() {
+                break;
+            }
+            load *= 2.0;
+            outcomes.extend(run_all(&requests, &at(load, &left)?)?);
+        }
+    }
+    Ok(Report { version: env!("CARGO_PKG_VERSION"), parameters: args.clone(), outcomes })
+}
+
+/// Runs the settings, each with the load that it is told by, on as many threads as there are cores.
+fn run_all(requests: &[TraceRequest], settings: &[(f64, Setting)]) -> Result<Vec<Outcome>, SimulateError> {
     let next = AtomicUsize::new(0);
-    let outcomes: Vec<Mutex<Option<Result<Outcome, SimulateError>>>> =
-        settings.iter().map(|_| Mutex::new(None)).collect();
+    let outcomes: Vec<OnceLock<Result<Outcome, SimulateError>>> =
+        settings.iter().map(|_| OnceLock::new()).collect();
     let work = || {
         while let Some((place, (load, setting))) = {
             let place = next.fetch_add(1, Ordering::Relaxed);
             settings.get(place).map(|setting| (place, setting))
         } {
-            let outcome = simulate(&requests, setting).map(|outcome| Outcome { load: *load, ..outcome });
-            *outcomes[place].lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(outcome);
+            let outcome = simulate(requests, setting).map(|outcome| Outcome { load: *load, ..outcome });
+            // Each place is taken once.
+            let _ = outcomes[place].set(outcome);
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(settings.len());
@@ -82,12 +108,5 @@ pub fn simulate_all(args: &SimulateArgs) -> Result<Report, SimulateError> {
         }
         work();
     });
-    let done = outcomes
-        .into_iter()
-        .filter_map(|outcome| outcome.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner));
-    Ok(Report {
-        version: env!("CARGO_PKG_VERSION"),
-        parameters: args.clone(),
-        outcomes: done.collect::<Result<_, _>>()?,
-    })
+    outcomes.into_iter().filter_map(OnceLock::into_inner).collect()
 }

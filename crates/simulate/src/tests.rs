@@ -180,6 +180,11 @@ fn the_command_runs_each_router_at_each_load_and_draws_them() {
     for outside in ["http", "<script", "NaN", "inf"] {
         assert!(!page.contains(outside), "{outside}");
     }
+    // One worker with little room cannot keep up for long, whoever routes.
+    let few = line.replace("--workers 3", "--workers 1").replace("--load 1,4", "--until-saturated");
+    let report = simulate_all(&args(&few)).unwrap();
+    assert!(report.outcomes.len() > 2);
+    assert_eq!(report.outcomes.iter().filter(|outcome| outcome.saturated).count(), 2);
     for (wrong, told) in [
         ("--load 0", "--load: 0 is not"),
         ("--event-delay-ms=-1", "--event-delay-ms"),

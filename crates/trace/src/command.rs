@@ -168,6 +168,7 @@ fn run_synthesize(args: &SynthesizeArgs) -> Result<u8, TraceToolError> {
         min_isl: args.min_isl,
         max_osl: args.max_osl,
         min_osl: args.min_osl,
+        window: if args.reorder_window == 0 { u32::MAX } else { args.reorder_window },
         block_size: args.block_size,
         seed: args.seed,
     };

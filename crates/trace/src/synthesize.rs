@@ -4,7 +4,8 @@
 //! the root and ends where old ones ended, with a tail of its own (fresh ids). Draws are without replacement: after as many
 //! requests as the old trace has, every stem was walked exactly as often as there, so lengths and the share that an
 //! unbounded cache serves are kept exactly and not just on average. (Independent draws would visit stems that were shared by
-//! two prompts once, twice or never, and hit too often.) Longer traces walk the same tree again; give it more roots to
+//! two prompts once, twice or never, and hit too often.) They are among requests that were near in the old order, so that prefixes
+//! come back after about as long as they did, and bounded caches serve about as much, too. Longer traces walk the same tree again; give it more roots to
 //! keep the sharing of a larger population.
 
 mod deck;
@@ -49,6 +50,8 @@ pub struct Synthesis {
     pub max_osl: Option<u32>,
     /// Shorter answers are lengthened to this.
     pub min_osl: Option<u32>,
+    /// Each draw is among requests less than so many apart in the old order: 1 keeps the order, [`u32::MAX`] draws among all.
+    pub window: u32,
     /// Tokens of a block, of the old trace and of the new one.
     pub block_size: u32,
     /// Equal seeds give equal traces.
@@ -121,7 +124,7 @@ impl Synthesizer {
                 return Err(SynthesisError::BlockSize { tokens, blocks, block_size });
             }
         }
-        let tree = PrefixTree::of(requests, block_size);
+        let tree = PrefixTree::of(requests, block_size, synthesis.window);
         if tree.is_empty() {
             return Err(SynthesisError::NoBlocks);
         }
@@ -133,7 +136,7 @@ impl Synthesizer {
             (copy_ids - blocks, blocks)
         });
         let stems = stems.collect();
-        let (crowds, gaps) = times(requests);
+        let (crowds, gaps) = times(requests, synthesis.window);
         Ok(Self { tree, crowds, gaps, synthesis, stems, copy_ids })
     }
 
@@ -217,7 +220,7 @@ impl Synthesizer {
 }
 
 /// How many requests came at each time, and how far apart the times were.
-fn times(requests: &[TraceRequest]) -> (Deck<u32>, Deck<f64>) {
+fn times(requests: &[TraceRequest], window: u32) -> (Deck<u32>, Deck<f64>) {
     let turns = Turns::of(requests);
     let (mut crowds, mut gaps) = (Vec::new(), Vec::new());
     let mut last: Option<f64> = None;
@@ -232,7 +235,7 @@ fn times(requests: &[TraceRequest]) -> (Deck<u32>, Deck<f64>) {
         }
         last = Some(time);
     }
-    (Deck::new(crowds), Deck::new(gaps))
+    (Deck::new(crowds, window), Deck::new(gaps, window))
 }
 
 #[cfg(test)]

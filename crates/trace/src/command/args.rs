@@ -145,6 +145,10 @@ pub struct SynthesizeArgs {
     /// Cut longer answers to this
     #[arg(long, value_name = "TOKENS")]
     pub max_osl: Option<u32>,
+    /// Requests less than so many apart may change places, and go on as one another: 1 keeps the old order; 0 draws among all,
+    /// and then bounded caches serve less than of the old trace
+    #[arg(long, value_name = "REQUESTS", default_value_t = 64, value_parser = value_parser!(u32).range(0..=65_536))]
+    pub reorder_window: u32,
     /// Tokens that a hash id stands for
     #[arg(long, default_value_t = 512, value_parser = value_parser!(u32).range(1..))]
     pub block_size: u32,

@@ -29,7 +29,7 @@ pub(super) struct Ending {
 
 struct Stem {
     blocks: u32,
-    /// One card per prompt that came by.
+    /// One card per prompt that came by, in their order.
     outcomes: Deck<Outcome>,
 }
 
@@ -78,7 +78,7 @@ impl Nodes {
 }
 
 impl PrefixTree {
-    pub(super) fn of(requests: &[TraceRequest], block_size: u32) -> Self {
+    pub(super) fn of(requests: &[TraceRequest], block_size: u32, window: u32) -> Self {
         let nodes = Nodes::of(requests);
         let count = nodes.visits.len();
         let (mut children, mut endings) = (vec![0u32; count], vec![0u32; count]);
@@ -90,7 +90,7 @@ impl PrefixTree {
             endings[nodes.shared(&request.hash_ids).last().unwrap_or(0) as usize] += 1;
         }
         // Parents come before children, so one pass joins what has no fork and no ending.
-        let mut stems = vec![Stem { blocks: 0, outcomes: Deck::new(Vec::new()) }];
+        let mut stems = vec![Stem { blocks: 0, outcomes: Deck::new(Vec::new(), window) }];
         let mut stem_of = vec![NONE; count];
         stem_of[0] = ROOT as u32;
         for node in (1..count).filter(|node| nodes.visits[*node] > 1) {
@@ -99,25 +99,25 @@ impl PrefixTree {
             let stem = if goes_on {
                 stem_of[parent]
             } else {
-                stems.push(Stem { blocks: 0, outcomes: Deck::new(Vec::new()) });
+                stems.push(Stem { blocks: 0, outcomes: Deck::new(Vec::new(), window) });
                 stems.len() as u32 - 1
             };
             stems[stem as usize].blocks += 1;
             stem_of[node] = stem;
         }
-        for request in prompts() {
+        for (place, request) in (0..).zip(prompts()) {
             let (mut at, mut shared) = (ROOT as u32, 0i64);
             for node in nodes.shared(&request.hash_ids) {
                 shared += 1;
                 let stem = stem_of[node as usize];
                 if stem != at {
-                    stems[at as usize].outcomes.add(Outcome::Stem(stem));
+                    stems[at as usize].outcomes.add(place, Outcome::Stem(stem));
                     at = stem;
                 }
             }
             let tail = i64::from(request.input_length) - shared * i64::from(block_size);
             let ending = Ending { tail, output: request.output_length };
-            stems[at as usize].outcomes.add(Outcome::End(ending));
+            stems[at as usize].outcomes.add(place, Outcome::End(ending));
         }
         Self { stems, empty: prompts().next().is_none() }
     }

@@ -47,6 +47,7 @@ fn synthesis(num_requests: u64) -> Synthesis {
         min_isl: None,
         max_osl: None,
         min_osl: None,
+        window: 64,
         block_size: BLOCK,
         seed: 1,
     }
@@ -89,20 +90,25 @@ fn a_trace_of_equal_length_keeps_lengths_rates_and_hits() {
 }
 
 #[test]
-fn part_of_a_trace_has_its_lengths() {
+fn part_of_a_trace_is_like_the_part_of_the_old_one() {
     let old = conversations(4000);
-    let (before, after) = (analyze(&old, BLOCK, &[]), statistics(&make(&old, synthesis(1500))));
+    let (before, after) = (analyze(&old[..1500], BLOCK, &[]), statistics(&make(&old, synthesis(1500))));
     close(after.input_length.mean, before.input_length.mean, 0.05);
     close(after.output_length.mean, before.output_length.mean, 0.1);
-    // Fewer prompts meet fewer of those that they share blocks with, as in a part of the old trace.
-    let thinned: Vec<TraceRequest> = {
-        let mut rng = SplitMix::new(3);
-        let mut deck = Deck::new((0..4000).collect());
-        let mut kept: Vec<usize> = (0..1500).filter_map(|_| deck.draw(&mut rng)).collect();
-        kept.sort_unstable();
-        kept.into_iter().map(|index| old[index].clone()).collect()
+    close(after.cached_share, before.cached_share, 0.05);
+}
+
+#[test]
+fn prefixes_come_back_after_as_long_as_they_did() {
+    let old = conversations(4000);
+    let bounded = |trace: &[TraceRequest]| analyze(trace, BLOCK, &[400]).cached_share_by_blocks[0].1;
+    let with = |window| {
+        let made = make(&old, Synthesis { window, ..synthesis(4000) });
+        bounded(&made.into_iter().map(|made| made.request).collect::<Vec<_>>())
     };
-    close(after.cached_share, analyze(&thinned, BLOCK, &[]).cached_share, 0.1);
+    close(with(1), bounded(&old), 1e-9);
+    close(with(64), bounded(&old), 0.1);
+    assert!(with(u32::MAX) < with(64) * 0.8, "{} {}", with(u32::MAX), with(64));
 }
 
 #[test]
