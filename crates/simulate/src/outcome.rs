@@ -36,8 +36,8 @@ pub struct Sample {
     pub seconds: f64,
     /// Requests that wait.
     pub waiting: u64,
-    /// Requests that wait or are computed, on each worker.
-    pub live: Vec<u32>,
+    /// Requests that wait or are computed, on each worker: the mean since the sample before.
+    pub live: Vec<f64>,
     /// Share of the prompt tokens that were cached, of requests whose first token came since the last sample.
     pub cached_share: Option<f64>,
 }

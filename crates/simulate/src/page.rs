@@ -61,11 +61,13 @@ fn comparison(page: &mut Page, report: &Report, names: &[String]) {
     page.chart(&chart(first, &|outcome| cumulative(&outcome.first_token)));
     let between = Chart::new("Time between tokens", "ms", "share of tokens").log_x();
     page.chart(&chart(between, &|outcome| cumulative(&outcome.between_tokens)));
-    let hits = Chart::new("Cached share over time", "s", "share of the prompt tokens");
+    // By the trace's own time, runs of several loads lie over one another.
+    let time = if several_loads(report) { "s times load" } else { "s" };
+    let hits = Chart::new("Cached share over time", time, "share of the prompt tokens");
     page.chart(&chart(hits, &hit_rate));
-    let queue = Chart::new("Queue over time", "s", "requests that wait, all workers");
+    let queue = Chart::new("Queue over time", time, "requests that wait, all workers");
     page.chart(&chart(queue, &|outcome| {
-        outcome.samples.iter().map(|sample| (sample.seconds, sample.waiting as f64)).collect()
+        outcome.samples.iter().map(|sample| (sample.seconds * outcome.load, sample.waiting as f64)).collect()
     }));
 }
 
@@ -80,8 +82,11 @@ fn cumulative(distribution: &Distribution) -> Vec<(f64, f64)> {
 }
 
 fn hit_rate(outcome: &Outcome) -> Vec<(f64, f64)> {
-    let known: Vec<(f64, f64)> =
-        outcome.samples.iter().filter_map(|sample| Some((sample.seconds, sample.cached_share?))).collect();
+    let known: Vec<(f64, f64)> = outcome
+        .samples
+        .iter()
+        .filter_map(|sample| Some((sample.seconds * outcome.load, sample.cached_share?)))
+        .collect();
     let mean = |window: &[(f64, f64)]| window.iter().map(|point| point.1).sum::<f64>() / window.len() as f64;
     known
         .windows(SMOOTHED.min(known.len().max(1)))
@@ -115,20 +120,20 @@ fn levels(page: &mut Page, report: &Report) {
 fn workers(page: &mut Page, outcome: &Outcome) {
     let count = outcome.balance.requests.len();
     let mut load = Chart::new("Load of workers over time", "s", "requests on a worker");
-    let line = |pick: &dyn Fn(&[u32]) -> f64| {
+    let line = |pick: &dyn Fn(&[f64]) -> f64| {
         outcome.samples.iter().map(|sample| (sample.seconds, pick(&sample.live))).collect::<Vec<_>>()
     };
     if count <= DRAWN_WORKERS {
         for worker in 0..count {
-            let points = line(&|live| f64::from(live[worker]));
+            let points = line(&|live| live[worker]);
             load = load.series(Series::new(&format!("worker {worker}"), Shape::Line, points));
         }
     } else {
-        type Pick = fn(&[u32]) -> f64;
+        type Pick = fn(&[f64]) -> f64;
         let picks: [(&str, Pick); 3] = [
-            ("most", |live| live.iter().copied().max().map_or(0.0, f64::from)),
-            ("mean", |live| live.iter().copied().map(f64::from).sum::<f64>() / live.len() as f64),
-            ("least", |live| live.iter().copied().min().map_or(0.0, f64::from)),
+            ("most", |live| live.iter().copied().fold(0.0, f64::max)),
+            ("mean", |live| live.iter().sum::<f64>() / live.len() as f64),
+            ("least", |live| live.iter().copied().fold(f64::INFINITY, f64::min)),
         ];
         for (name, pick) in picks {
             load = load.series(Series::new(name, Shape::Line, line(&pick)));

@@ -29,6 +29,26 @@ struct Times {
     ended: Option<Duration>,
 }
 
+/// Requests on one worker, and their sum over time since the last sample.
+#[derive(Clone, Copy, Default)]
+struct Live {
+    now: u32,
+    changed: Duration,
+    request_seconds: f64,
+}
+
+impl Live {
+    fn until(&mut self, time: Duration) {
+        self.request_seconds += f64::from(self.now) * (time - self.changed).as_secs_f64();
+        self.changed = time;
+    }
+
+    fn take_mean(&mut self, time: Duration, period: Duration) -> f64 {
+        self.until(time);
+        std::mem::take(&mut self.request_seconds) / period.as_secs_f64()
+    }
+}
+
 pub(crate) struct Recorder {
     times: Vec<Times>,
     by_worker: Vec<u64>,
@@ -47,6 +67,7 @@ pub(crate) struct Recorder {
     sample_period: Duration,
     /// Prompt and cached tokens since the last sample.
     since: (u64, u64),
+    live: Vec<Live>,
     end: Duration,
 }
 
@@ -78,6 +99,7 @@ impl Recorder {
             samples: Vec::new(),
             sample_period: (window / SAMPLES).max(Duration::from_micros(1)),
             since: (0, 0),
+            live: vec![Live::default(); setting.workers as usize],
             end: Duration::ZERO,
         }
     }
@@ -101,6 +123,13 @@ impl Recorder {
     pub(crate) fn queue_changed(&mut self, before: usize, after: usize) {
         self.waiting = self.waiting + after as u64 - before as u64;
         self.max_waiting = self.max_waiting.max(self.waiting);
+    }
+
+    /// A worker has so many requests from now on.
+    pub(crate) fn live_changed(&mut self, worker: u32, live: usize, now: Duration) {
+        let state = &mut self.live[worker as usize];
+        state.until(now);
+        state.now = live as u32;
     }
 
     pub(crate) fn advanced(&mut self, advance: &Advance, now: Duration) {
@@ -127,7 +156,7 @@ impl Recorder {
     }
 
     /// Takes the samples that were due before `now`.
-    pub(crate) fn sample_until(&mut self, now: Duration, workers: &[Worker]) {
+    pub(crate) fn sample_until(&mut self, now: Duration) {
         loop {
             let due = self.sample_period * self.samples.len() as u32;
             if due > now || self.samples.len() >= MAX_SAMPLES {
@@ -137,7 +166,7 @@ impl Recorder {
             self.samples.push(Sample {
                 seconds: due.as_secs_f64(),
                 waiting: self.waiting,
-                live: workers.iter().map(|worker| worker.live() as u32).collect(),
+                live: self.live.iter_mut().map(|live| live.take_mean(due, self.sample_period)).collect(),
                 cached_share: (prompt > 0).then(|| cached as f64 / prompt as f64),
             });
         }

@@ -115,7 +115,7 @@ impl Run<'_> {
     fn finish(mut self) -> Outcome {
         self.foresee_start();
         while let Some(Reverse(Due { time, event, .. })) = self.events.pop() {
-            self.recorder.sample_until(time, &self.workers);
+            self.recorder.sample_until(time);
             match event {
                 Event::Arrival(request) => self.arrive(request, time),
                 Event::Step(worker) => self.step(worker, time),
@@ -183,6 +183,7 @@ impl Run<'_> {
         let state = &mut self.workers[worker as usize];
         let due = state.begin(now);
         self.recorder.queue_changed(waiting_before, state.waiting());
+        self.recorder.live_changed(worker, state.live(), now);
         if let Some(due) = due {
             self.foresee(due, Event::Step(worker));
         }

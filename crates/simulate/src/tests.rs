@@ -112,6 +112,11 @@ fn too_much_load_is_told() {
     assert!(busy.saturated && busy.queue.max > 50, "{} {:?}", busy.served_share, busy.queue);
     assert_eq!(busy.answered, 300);
     assert!(busy.samples.iter().any(|sample| sample.waiting > 0));
+    // The mean over time and workers, by the samples and by what each request took.
+    let sampled: f64 =
+        calm.samples.iter().flat_map(|sample| &sample.live).sum::<f64>() / calm.samples.len() as f64;
+    let taken = calm.whole.mean_ms / 1e3 * 300.0 / calm.seconds;
+    assert!((sampled / taken - 1.0).abs() < 0.05, "{sampled} {taken}");
 }
 
 #[test]
@@ -193,5 +198,30 @@ fn the_command_runs_each_router_at_each_load_and_draws_them() {
         let error =
             simulate_all(&args(&format!("simulate --trace {} {wrong}", file.path().display()))).unwrap_err();
         assert!(error.to_string().contains(told), "{error}");
+    }
+}
+
+/// Beside the live stack in the same setting, where `MOONCAKE_TRACE` names the conversation trace.
+#[test]
+fn cached_shares_are_near_those_of_the_live_stack() {
+    let Some(path) = std::env::var_os("MOONCAKE_TRACE") else {
+        eprintln!("skipped: set MOONCAKE_TRACE to the conversation trace");
+        return;
+    };
+    let trace = dynamo_trace::read_trace(path.as_ref()).unwrap();
+    for (mode, workers, blocks, live) in [
+        (Mode::Kv, 8, 2048, 0.2198),
+        (Mode::RoundRobin, 8, 2048, 0.0747),
+        (Mode::Kv, 4, 2048, 0.1463),
+        (Mode::Kv, 8, 512, 0.0791),
+        (Mode::Kv, 8, 8192, 0.3075),
+    ] {
+        let engine = MockerConfig { num_gpu_blocks: blocks, speedup_ratio: 40.0, ..setting(mode).engine };
+        let live_setting =
+            Setting { workers, engine, speedup: 40.0, shrink: 8, template_tokens: 17, ..setting(mode) };
+        let outcome = simulate(&trace, &live_setting).unwrap();
+        assert_eq!((outcome.answered, outcome.saturated), (12_031, false));
+        let share = outcome.cached_share;
+        assert!((share / live - 1.0).abs() < 0.08, "{mode}, {workers} × {blocks}: {share} and {live}");
     }
 }
