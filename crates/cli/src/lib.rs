@@ -11,11 +11,15 @@ mod engine_args;
 mod frontend;
 mod process;
 mod serve;
+mod simulate;
 mod start_block;
+mod trace;
 mod worker;
 
 pub use allocator::{CountingAllocator, allocations};
 pub use bench::run as run_bench;
 pub use frontend::{FrontendArgs, run as run_frontend};
 pub use serve::{ServeArgs, run as run_serve};
+pub use simulate::run as run_simulate;
+pub use trace::run as run_trace;
 pub use worker::{WorkerArgs, run as run_worker};

@@ -4,9 +4,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use dynamo_cli::{
-    CountingAllocator, FrontendArgs, ServeArgs, WorkerArgs, run_bench, run_frontend, run_serve, run_worker,
+    CountingAllocator, FrontendArgs, ServeArgs, WorkerArgs, run_bench, run_frontend, run_serve, run_simulate,
+    run_trace, run_worker,
 };
-use dynamo_trace::BenchArgs;
+use dynamo_simulate::SimulateArgs;
+use dynamo_trace::{BenchArgs, TraceArgs};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -34,6 +36,11 @@ enum What {
     Worker(Box<WorkerArgs>),
     /// Load an OpenAI-compatible server, and say what it can do
     Bench(Box<BenchArgs>),
+    /// Check, describe, make and convert traces of requests
+    #[command(visible_alias = "datagen")]
+    Trace(Box<TraceArgs>),
+    /// Run a trace through a router and simulated workers, faster than real time
+    Simulate(Box<SimulateArgs>),
 }
 
 fn main() -> ExitCode {
@@ -42,5 +49,7 @@ fn main() -> ExitCode {
         What::Frontend(args) => run_frontend(*args),
         What::Worker(args) => run_worker(*args),
         What::Bench(args) => run_bench(*args),
+        What::Trace(args) => run_trace(*args),
+        What::Simulate(args) => run_simulate(*args),
     }
 }
