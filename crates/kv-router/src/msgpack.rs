@@ -31,6 +31,20 @@ pub enum WireError {
 
 type Read<T> = Result<T, WireError>;
 
+/// Bytes after a marker that say an unsigned integer of up to 32 bits; 5 stands for all other markers.
+const WIDTHS: [u8; 256] = {
+    let mut widths = [5; 256];
+    let mut marker = 0;
+    while marker < 0x80 {
+        widths[marker] = 0;
+        marker += 1;
+    }
+    widths[0xcc] = 1;
+    widths[0xcd] = 2;
+    widths[0xce] = 4;
+    widths
+};
+
 /// What is left of a message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reader<'a> {
@@ -40,6 +54,10 @@ pub(crate) struct Reader<'a> {
 impl<'a> Reader<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
+    }
+
+    pub(crate) const fn empty() -> Self {
+        Self { rest: &[] }
     }
 
     /// The marker of the next value.
@@ -53,6 +71,14 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn is_at_map(&self) -> bool {
         matches!(self.rest.first(), Some(0x80..=0x8f | 0xde | 0xdf))
+    }
+
+    pub(crate) fn is_at_str(&self) -> bool {
+        matches!(self.rest.first(), Some(0xa0..=0xbf | 0xd9..=0xdb))
+    }
+
+    pub(crate) fn is_at_int(&self) -> bool {
+        matches!(self.rest.first(), Some(0x00..=0x7f | 0xe0..=0xff | 0xcc..=0xd3))
     }
 
     /// Fails if anything is left.
@@ -101,6 +127,15 @@ impl<'a> Reader<'a> {
             _ => return Err(WireError::Type),
         };
         self.take(len)
+    }
+
+    /// A string; not a bin.
+    pub(crate) fn str(&mut self) -> Read<&'a str> {
+        if !self.is_at_str() {
+            self.peek()?;
+            return Err(WireError::Type);
+        }
+        std::str::from_utf8(self.bytes()?).map_err(|_| WireError::Type)
     }
 
     /// An integer of either sign; a negative one as its bits.
@@ -159,6 +194,50 @@ impl<'a> Reader<'a> {
             _ => {}
         }
         u32::try_from(self.u64()?).map_err(|_| WireError::Range)
+    }
+
+    /// `count` integers of 0 to `u32::MAX`, appended to `out`. Tokens come in thousands, and their widths in no order
+    /// that a processor could foresee: this takes no branch on them. `count` is bounded by the caller.
+    pub(crate) fn u32s(&mut self, count: usize, out: &mut Vec<u32>) -> Read<()> {
+        // Locals, or each step would wait for the one before to be written.
+        let (mut rest, start) = (self.rest, out.len());
+        out.resize(start + count, 0);
+        let mut slots = out[start..].iter_mut();
+        while let Some((&[marker, a, b, c, d], _)) = rest.split_first_chunk() {
+            let width = WIDTHS[usize::from(marker)];
+            if width > 4 {
+                break;
+            }
+            let Some(slot) = slots.next() else { break };
+            let following = u64::from(u32::from_be_bytes([a, b, c, d]));
+            let small = u32::from(marker) & u32::from(marker >> 7).wrapping_sub(1);
+            *slot = (following >> (32 - 8 * width)) as u32 | small;
+            rest = &rest[1 + usize::from(width)..];
+        }
+        let left = slots.len();
+        self.rest = rest;
+        out.truncate(start + count - left);
+        // Other forms, and what is too near the end to be read so.
+        for _ in 0..left {
+            out.push(self.u32()?);
+        }
+        Ok(())
+    }
+
+    /// A number of any kind.
+    pub(crate) fn number(&mut self) -> Read<f64> {
+        match self.peek()? {
+            0xca => {
+                self.byte()?;
+                Ok(f64::from(f32::from_be_bytes(self.fixed()?)))
+            }
+            0xcb => {
+                self.byte()?;
+                Ok(f64::from_be_bytes(self.fixed()?))
+            }
+            0xe0..=0xff | 0xd0..=0xd3 => Ok(self.bits()? as i64 as f64),
+            _ => Ok(self.bits()? as f64),
+        }
     }
 
     /// Passes over one value, whatever it contains.
@@ -232,11 +311,13 @@ mod tests {
             assert_eq!(Reader::new(&bytes).u64(), Ok(value));
             assert_eq!(Reader::new(&bytes).bits(), Ok(value));
             assert_eq!(Reader::new(&bytes).u32().ok(), u32::try_from(value).ok());
+            assert_eq!(Reader::new(&bytes).number(), Ok(value as f64));
         }
         for value in [-1i64, -32, -33, -128, -129, -40_000, -3_000_000_000, i64::MIN] {
             let bytes = rmp_serde::to_vec(&value).unwrap();
             assert_eq!(Reader::new(&bytes).bits(), Ok(value as u64));
             assert_eq!(Reader::new(&bytes).u64(), Err(WireError::Range));
+            assert_eq!(Reader::new(&bytes).number(), Ok(value as f64));
         }
     }
 
@@ -258,6 +339,23 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn many_integers_are_read_like_one_after_the_other(
+            values in prop::collection::vec(prop_oneof![0..200u64, 0..70_000u64, any::<u32>().prop_map(u64::from),
+                (1u64 << 32)..(1 << 33)], 0..40),
+            more in prop::collection::vec(any::<u8>(), 0..6),
+        ) {
+            let mut bytes: Vec<u8> = values.iter().flat_map(|value| rmp_serde::to_vec(value).unwrap()).collect();
+            bytes.extend(&more);
+            let (mut many, mut single) = (Reader::new(&bytes), Reader::new(&bytes));
+            let mut out = Vec::new();
+            let expected: Read<Vec<u32>> = values.iter().map(|_| single.u32()).collect();
+            prop_assert_eq!(many.u32s(values.len(), &mut out).map(|()| out), expected.clone());
+            if expected.is_ok() {
+                prop_assert_eq!(many.rest, &more[..]);
+            }
+        }
+
         #[test]
         fn skipping_any_bytes_ends(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let mut reader = Reader::new(&bytes);

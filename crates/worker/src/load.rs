@@ -1,7 +1,7 @@
 //! How busy the engine's ranks are, as gauges.
 
 use dynamo_engine_api::{ActiveLoad, DpRank};
-use dynamo_runtime::metrics::{IntGauge, IntGaugeVec, Metrics, MetricsError};
+use dynamo_runtime::metrics::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Metrics, MetricsError};
 
 const LABELS: [&str; 2] = ["worker_id", "dp_rank"];
 
@@ -14,6 +14,9 @@ pub struct LoadGauges {
     prefill_tokens: IntGaugeVec,
     waiting: IntGaugeVec,
     running: IntGaugeVec,
+    inconsistent: IntCounterVec,
+    other_tiers: IntCounterVec,
+    doubled: IntCounterVec,
 }
 
 /// One rank's series, looked up once: a load comes with every step that changed it.
@@ -24,6 +27,9 @@ pub struct RankGauges {
     prefill_tokens: IntGauge,
     waiting: IntGauge,
     running: IntGauge,
+    inconsistent: IntCounter,
+    other_tiers: IntCounter,
+    doubled: IntCounter,
 }
 
 impl LoadGauges {
@@ -31,6 +37,9 @@ impl LoadGauges {
     pub fn new(metrics: &Metrics) -> Result<Self, MetricsError> {
         let gauge =
             |name: &str, help: &str| metrics.gauge_vec(&format!("dynamo_component_{name}"), help, &LABELS);
+        let publisher = |name: &str, help: &str| {
+            metrics.counter_vec(&format!("dynamo_component_kv_publisher_{name}"), help, &LABELS)
+        };
         Ok(Self {
             active_blocks: gauge("active_blocks", "KV blocks that running requests hold")?,
             used_blocks: gauge("used_blocks", "KV blocks in use, cached ones included")?,
@@ -38,6 +47,18 @@ impl LoadGauges {
             prefill_tokens: gauge("active_prefill_tokens", "Prompt tokens still to be computed")?,
             waiting: gauge("waiting_requests", "Requests that wait to be admitted")?,
             running: gauge("running_requests", "Requests that are being computed")?,
+            inconsistent: publisher(
+                "inconsistent_events_total",
+                "KV events of the engine that do not fit those before them",
+            )?,
+            other_tiers: publisher(
+                "other_tier_events_total",
+                "KV events of other tiers than the device, which are not published",
+            )?,
+            doubled: publisher(
+                "doubled_blocks_total",
+                "Removals not published, because the engine has another copy of the block",
+            )?,
         })
     }
 
@@ -45,6 +66,7 @@ impl LoadGauges {
     pub fn of_rank(&self, worker_id: u64, dp_rank: DpRank) -> RankGauges {
         let (worker, rank) = (format!("{worker_id:x}"), dp_rank.to_string());
         let of = |family: &IntGaugeVec| family.with_label_values(&[&worker, &rank]);
+        let counter = |family: &IntCounterVec| family.with_label_values(&[&worker, &rank]);
         RankGauges {
             active_blocks: of(&self.active_blocks),
             used_blocks: of(&self.used_blocks),
@@ -52,11 +74,22 @@ impl LoadGauges {
             prefill_tokens: of(&self.prefill_tokens),
             waiting: of(&self.waiting),
             running: of(&self.running),
+            inconsistent: counter(&self.inconsistent),
+            other_tiers: counter(&self.other_tiers),
+            doubled: counter(&self.doubled),
         }
     }
 }
 
 impl RankGauges {
+    /// What became of the engine's events: of so many that did not fit those before them, that were of other tiers than
+    /// the device, and of removed blocks of which a copy is left.
+    pub fn published(&self, inconsistent: u64, other_tiers: u64, doubled: u64) {
+        self.inconsistent.inc_by(inconsistent);
+        self.other_tiers.inc_by(other_tiers);
+        self.doubled.inc_by(doubled);
+    }
+
     /// Shows the rank's load; what the engine does not know stays as it was.
     pub fn set(&self, load: &ActiveLoad) {
         let show = |gauge: &IntGauge, value: Option<u64>| {
