@@ -168,8 +168,7 @@ impl KvScheduler {
             slot: selection.slot,
             prompt_blocks,
             private_blocks,
-            isl_tokens: request.select.isl_tokens,
-            overlap_blocks: selection.overlap_blocks,
+            prefill_tokens: self.new_tokens(request.select.isl_tokens, selection.overlap_blocks),
             expected_output_tokens: request.expected_output_tokens,
         };
         Ok(Reservation { id: self.active.add_request(&new, now)?, selection })
@@ -263,10 +262,19 @@ impl KvScheduler {
         self.active.tracked_blocks()
     }
 
+    /// Bytes of what is tracked, allocator overhead apart.
+    pub fn tracked_bytes(&self) -> usize {
+        self.active.bytes()
+    }
+
     fn project(&mut self, prompt_blocks: &[SequenceHash]) {
         let (prompt_blocks, private_blocks) = self.counted_blocks(prompt_blocks);
         let slots = self.candidates.iter().map(|candidate| candidate.slot.index() + 1).max().unwrap_or(0);
         self.active.potential(prompt_blocks, private_blocks, slots, &mut self.loads);
+    }
+
+    fn new_tokens(&self, isl_tokens: usize, overlap_blocks: u32) -> u64 {
+        isl_tokens.saturating_sub(overlap_blocks as usize * self.block_size.get()) as u64
     }
 
     fn counted_blocks<'a>(&self, prompt_blocks: &'a [SequenceHash]) -> (&'a [SequenceHash], u32) {

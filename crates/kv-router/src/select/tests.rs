@@ -78,8 +78,7 @@ fn the_cost_is_the_references() {
         slot: Slot::new(0, 0),
         prompt_blocks: &elsewhere,
         private_blocks: 0,
-        isl_tokens: 90,
-        overlap_blocks: 2,
+        prefill_tokens: 58,
         expected_output_tokens: None,
     };
     bench.active.add_request(&running, Instant::now()).unwrap();
