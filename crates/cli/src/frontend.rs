@@ -112,11 +112,6 @@ impl ServiceArgs {
             layers.switch(&TRUST, self.trust_routing_headers.then_some(true), false)?;
         let reference = KvRouterConfig::REFERENCE;
         let kv = KvRouterConfig {
-            overlap_score_weight: layers.value(
-                &WEIGHT,
-                self.router_kv_overlap_score_weight,
-                reference.overlap_score_weight,
-            )?,
             temperature: layers.value(&TEMPERATURE, self.router_temperature, reference.temperature)?,
             track_active_blocks: layers.switch(
                 &TRACK_ACTIVE,
@@ -135,6 +130,8 @@ impl ServiceArgs {
             )?,
             ..reference
         };
+        let weight = layers.value(&WEIGHT, self.router_kv_overlap_score_weight, 1.0)?;
+        let kv = kv.with_overlap_score_weight(weight);
         kv.validate()?;
         let cache = layers.path(&FILE_CACHE, self.model_cache.clone())?;
         let user_cache = || {

@@ -131,7 +131,7 @@ impl Router {
 
     /// Whether workers' KV events are of any use to it.
     pub(crate) fn wants_events(&self) -> bool {
-        self.config.mode == RouterMode::Kv && self.config.kv.overlap_score_weight > 0.0
+        self.config.mode == RouterMode::Kv && self.config.kv.uses_caches()
     }
 
     /// The index, for whoever applies events.
