@@ -22,6 +22,11 @@ impl ReservationId {
         Self(u64::from(generation) << 32 | u64::from(index))
     }
 
+    /// The name as a number.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
     fn index(self) -> usize {
         self.0 as u32 as usize
     }

@@ -17,7 +17,7 @@ pub enum AffinityMode {
     /// As long as the worker is there.
     #[default]
     Hard,
-    /// As long as the worker takes requests and is not far busier than others.
+    /// As long as the worker takes requests at once.
     Soft,
 }
 

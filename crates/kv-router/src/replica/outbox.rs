@@ -9,6 +9,8 @@ use super::{ActiveSequenceChange, ActiveSequenceEvent, MAX_REPLICA_BATCH};
 const MAX_EVENTS: usize = 16_384;
 /// Hashes of those events at most: 16 MB.
 const MAX_HASHES: usize = 2 << 20;
+/// Hashes of one message at most, but for a single event: a reader decodes a message in one go, between two requests.
+const MAX_BATCH_HASHES: usize = 16_384;
 
 /// Events that wait to be published, in order. When it is full, the newest is dropped and counted: what others then do
 /// not know of ends there by expiry.
@@ -36,8 +38,15 @@ impl ReplicaOutbox {
     /// Replaces `batch` by the events of the next message, the oldest first; none if it is empty.
     pub fn take_batch(&mut self, batch: &mut Vec<ActiveSequenceEvent>) {
         batch.clear();
-        batch.extend(self.events.drain(..self.events.len().min(MAX_REPLICA_BATCH)));
-        self.hashes -= batch.iter().map(hashes_of).sum::<usize>();
+        let mut taken = 0;
+        while batch.len() < MAX_REPLICA_BATCH
+            && let Some(event) =
+                self.events.pop_front_if(|next| taken == 0 || taken + hashes_of(next) <= MAX_BATCH_HASHES)
+        {
+            taken += hashes_of(&event);
+            batch.push(event);
+        }
+        self.hashes -= taken;
         if self.events.is_empty() {
             self.events.shrink_to(MAX_REPLICA_BATCH);
         }

@@ -117,4 +117,13 @@ fn a_full_outbox_drops_the_newest_and_counts() {
     assert_eq!((seen, outbox.is_empty()), (pushed, true));
     let long = || event(1, "long", added(0..1_500_000));
     assert!(outbox.push(long()) && !outbox.push(long()), "bytes are bounded too");
+    for _ in 0..3 {
+        assert!(outbox.push(event(1, "a", added(0..7_000))));
+    }
+    let mut sizes = Vec::new();
+    while !outbox.is_empty() {
+        outbox.take_batch(&mut batch);
+        sizes.push(batch.len());
+    }
+    assert_eq!(sizes, [1, 2, 1]);
 }
