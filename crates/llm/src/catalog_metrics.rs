@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use dynamo_kv_router::EventCounters;
 use dynamo_runtime::metrics::{Metrics, MetricsError};
 use parking_lot::Mutex;
-use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec};
+use prometheus::{IntCounterVec, IntGaugeVec};
 
 use crate::{
     catalog::Shared,
@@ -19,9 +19,6 @@ pub(crate) struct CatalogMetrics {
     decode_blocks: IntGaugeVec,
     prefill_tokens: IntGaugeVec,
     active_requests: IntGaugeVec,
-    last_first_token: GaugeVec,
-    last_inter_token: GaugeVec,
-    last_input_tokens: IntGaugeVec,
     queue_requests: IntGaugeVec,
     queue_isl_tokens: IntGaugeVec,
     queue_cached_tokens: IntGaugeVec,
@@ -51,21 +48,6 @@ impl CatalogMetrics {
             active_requests: metrics.gauge_vec(
                 "dynamo_frontend_worker_active_requests",
                 "Requests that this router has running on a worker",
-                &WORKER_LABELS,
-            )?,
-            last_first_token: metrics.float_gauge_vec(
-                "dynamo_frontend_worker_last_time_to_first_token_seconds",
-                "From the choice of a worker to the first token, of its last request that had one",
-                &WORKER_LABELS,
-            )?,
-            last_inter_token: metrics.float_gauge_vec(
-                "dynamo_frontend_worker_last_inter_token_latency_seconds",
-                "Between tokens, the mean of a worker's last request that is over",
-                &WORKER_LABELS,
-            )?,
-            last_input_tokens: metrics.gauge_vec(
-                "dynamo_frontend_worker_last_input_sequence_tokens",
-                "Prompt tokens of a worker's last request that had a first token",
                 &WORKER_LABELS,
             )?,
             queue_requests: metrics.gauge_vec(
@@ -115,7 +97,6 @@ impl CatalogMetrics {
             &self.decode_blocks,
             &self.prefill_tokens,
             &self.active_requests,
-            &self.last_input_tokens,
             &self.queue_requests,
             &self.queue_isl_tokens,
             &self.queue_cached_tokens,
@@ -125,8 +106,6 @@ impl CatalogMetrics {
         ] {
             family.reset();
         }
-        self.last_first_token.reset();
-        self.last_inter_token.reset();
         let Some(shared) = shared.upgrade() else { return };
         let mut counted = self.counted.lock();
         counted.retain(|(router, _)| router.strong_count() > 0);
@@ -137,7 +116,6 @@ impl CatalogMetrics {
                 self.prefill_tokens.with_label_values(&labels).add(load.prefill_tokens as i64);
                 self.active_requests.with_label_values(&labels).add(i64::from(load.requests));
             }
-            self.show_last_seen(served.router());
             let depth = served.router().queue_depth();
             let labels = [name.as_str(), WORKER_TYPE, POLICY_CLASS];
             self.queue_requests.with_label_values(&labels).set(depth.requests as i64);
@@ -164,19 +142,6 @@ impl CatalogMetrics {
                 if new > 0 {
                     self.events.with_label_values(&[kind.label(), status.label()]).inc_by(new);
                 }
-            }
-        }
-    }
-
-    fn show_last_seen(&self, router: &Router) {
-        for (worker, last) in router.last_seen() {
-            let labels = [&worker.worker_id.to_string(), &worker.dp_rank.to_string(), WORKER_TYPE];
-            self.last_input_tokens.with_label_values(&labels).set(last.input_tokens as i64);
-            if let Some(took) = last.time_to_first_token {
-                self.last_first_token.with_label_values(&labels).set(took.as_secs_f64());
-            }
-            if let Some(took) = last.inter_token_latency {
-                self.last_inter_token.with_label_values(&labels).set(took.as_secs_f64());
             }
         }
     }

@@ -9,7 +9,6 @@ mod request;
 mod turns;
 
 use std::{
-    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -46,14 +45,6 @@ struct Scratch {
     matches: MatchBuffer,
 }
 
-/// What was last seen of a rank.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct LastSeen {
-    pub(crate) input_tokens: usize,
-    pub(crate) time_to_first_token: Option<Duration>,
-    pub(crate) inter_token_latency: Option<Duration>,
-}
-
 /// The router of one model. The index is under a lock of its own, so that a match does not wait for a choice.
 ///
 /// Locks are taken in this order: the line of those who wait, the scheduler, all others.
@@ -67,8 +58,6 @@ pub(crate) struct Router {
     sessions: Option<Mutex<SessionTable>>,
     line: Line,
     replicas: Option<Replicas>,
-    /// By rank; those of workers that are gone are not kept.
-    last_seen: Mutex<HashMap<WorkerRank, LastSeen>>,
     meters: RouterMeters,
     sign_of_life: Duration,
     scratch: Mutex<Vec<Scratch>>,
@@ -100,7 +89,6 @@ impl Router {
             block_size,
             index: RwLock::new(KvIndex::default()),
             last_turn: Mutex::new(None),
-            last_seen: Mutex::new(HashMap::new()),
             meters,
             scratch: Mutex::new(Vec::new()),
         })
@@ -151,7 +139,6 @@ impl Router {
         if let Some(sessions) = &self.sessions {
             sessions.lock().forget_worker(worker_id);
         }
-        self.last_seen.lock().retain(|worker, _| worker.worker_id != worker_id);
         // Those who wait for it alone are to be told.
         self.call_next();
     }
@@ -180,11 +167,6 @@ impl Router {
     /// Memory of what is known of running requests.
     pub(crate) fn active_bytes(&self) -> usize {
         self.scheduler.lock().tracked_bytes()
-    }
-
-    /// What was last seen of each rank.
-    pub(crate) fn last_seen(&self) -> Vec<(WorkerRank, LastSeen)> {
-        self.last_seen.lock().iter().map(|(&worker, &last)| (worker, last)).collect()
     }
 
     /// How much waits for a worker.

@@ -22,7 +22,6 @@ pub(crate) struct Booking {
     /// The last one, if any was given.
     sign_of_life: Option<Instant>,
     last_token: Option<Instant>,
-    input_tokens: usize,
     tokens: usize,
 }
 
@@ -49,7 +48,6 @@ impl Booking {
             first_token: None,
             sign_of_life: None,
             last_token: None,
-            input_tokens,
             tokens: 0,
         };
         booking.tell(|router| {
@@ -106,11 +104,6 @@ impl Booking {
     fn on_first_token(&self, took: Duration) {
         let router = &self.router;
         router.meters.time_to_first_token.observe(took.as_secs_f64());
-        let mut last_seen = router.last_seen.lock();
-        let last = last_seen.entry(self.worker).or_default();
-        last.time_to_first_token = Some(took);
-        last.input_tokens = self.input_tokens;
-        drop(last_seen);
         self.tell(|_| ActiveSequenceChange::MarkPrefillCompleted);
         router.call_next();
     }
@@ -128,9 +121,6 @@ impl Booking {
             let each =
                 last.saturating_duration_since(first) / u32::try_from(self.tokens - 1).unwrap_or(u32::MAX);
             router.meters.inter_token_latency.observe(each.as_secs_f64());
-            if let Some(seen) = router.last_seen.lock().get_mut(&self.worker) {
-                seen.inter_token_latency = Some(each);
-            }
         }
         router.call_next();
     }

@@ -142,3 +142,6 @@ fn publish(replicas: &Replicas, publisher: &EventPublisher) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

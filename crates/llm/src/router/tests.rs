@@ -12,7 +12,7 @@ pub(crate) fn router_for_tests(config: RouterConfig, block_size: BlockSize) -> A
 
 const FOUR: BlockSize = BlockSize::new(4).unwrap();
 
-const WORKER: RoutedWorker = RoutedWorker {
+pub(super) const WORKER: RoutedWorker = RoutedWorker {
     worker_id: 7,
     epoch: 1,
     first_rank: 0,
@@ -320,21 +320,4 @@ fn advice_books_nothing() {
     let tokens: Vec<u32> = (0..40).collect();
     let advised = router.advise(&RouteRequest { pinned_worker: Some(9), ..request(&tokens, &[]) }).unwrap();
     assert_eq!((advised.worker_id, busy(&router)), (9, 0));
-}
-
-#[test]
-fn a_worker_that_is_gone_is_not_seen_any_more() {
-    let router = with_workers(RouterConfig::of(RouterMode::Kv), &[7]);
-    let tokens: Vec<u32> = (0..40).collect();
-    let start = Instant::now();
-    let mut booking = route(&router, &request(&tokens, &[])).unwrap();
-    booking.on_progress(1, start + Duration::from_secs(2));
-    booking.on_progress(10, start + Duration::from_secs(7));
-    drop(booking);
-    let [(worker, last)] = router.last_seen()[..] else { panic!("one rank") };
-    assert_eq!((worker.worker_id, last.input_tokens), (7, 40));
-    assert_eq!(last.inter_token_latency, Some(Duration::from_millis(500)));
-    assert!(last.time_to_first_token.unwrap() > Duration::from_secs(1));
-    router.remove_worker(7);
-    assert_eq!(router.last_seen(), []);
 }
