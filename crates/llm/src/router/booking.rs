@@ -130,7 +130,7 @@ impl Booking {
         if let (Some(replicas), Some(id)) = (&self.router.replicas, self.id) {
             let told = replicas.tell(id, self.worker, what(&self.router));
             if !told {
-                self.router.meters.replica_dropped.inc();
+                self.router.meters.outbox_full.inc();
             }
         }
     }

@@ -15,7 +15,8 @@ use std::{
 
 use dynamo_engine_api::DpRank;
 use dynamo_kv_router::{
-    KvScheduler, MatchBuffer, QueueConfig, QueueDepth, RouterQueue, SelectRequest, Ticket, Waiting,
+    KvScheduler, MatchBuffer, QueueConfig, QueueDepth, QueueRejected, RouterQueue, SelectRequest, Ticket,
+    Waiting,
 };
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -185,6 +186,10 @@ impl Router {
         let ticket = pushed.map_err(|(rejected, _)| {
             self.meters.rejected(rejected.reason());
             tracing::debug!(%rejected, "a request cannot wait");
+            if rejected == QueueRejected::DeadlineExceeded {
+                return GenerateError::QueueTimeout;
+            }
+            self.meters.queue_full.inc();
             GenerateError::Overloaded
         })?;
         let _place = Place { line: &self.line, ticket };
@@ -195,7 +200,7 @@ impl Router {
             Ok(Ok(turn)) => Ok(turn),
             Ok(Err(_)) => Err(GenerateError::Overloaded),
             Err(_) => {
-                self.meters.rejected("deadline_exceeded");
+                self.meters.rejected(QueueRejected::DeadlineExceeded.reason());
                 Err(GenerateError::QueueTimeout)
             }
         }

@@ -1,7 +1,7 @@
 //! What the router counts and times.
 
-use dynamo_kv_router::ReplicaOutcome;
-use dynamo_runtime::metrics::{Metrics, MetricsError};
+use dynamo_kv_router::{QueueRejected, ReplicaOutcome};
+use dynamo_runtime::metrics::{BoundHits, Metrics, MetricsError};
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec};
 
 /// The only role there is so far: prefill and decode in one.
@@ -26,7 +26,8 @@ pub(crate) struct RouterMetrics {
     backpressure: IntCounterVec,
     balanced: IntCounterVec,
     replica_events: IntCounterVec,
-    replica_dropped: IntCounter,
+    queue_full: IntCounter,
+    outbox_full: IntCounter,
 }
 
 impl RouterMetrics {
@@ -44,6 +45,7 @@ impl RouterMetrics {
         let of_model = |name: &str, help: &str, buckets: &[f64]| {
             metrics.histogram_vec(&format!("dynamo_component_router_{name}"), help, buckets, &["model"])
         };
+        let bounds = BoundHits::new(metrics)?;
         Ok(Self {
             router_id: router_id.to_string(),
             overhead: [
@@ -105,11 +107,25 @@ impl RouterMetrics {
                 "Events of other routers, by outcome",
                 &["outcome"],
             )?,
-            replica_dropped: metrics.counter(
-                "dynamo_kvrouter_replica_events_dropped_total",
-                "Events for other routers that found no room",
-            )?,
+            queue_full: bounds.of("router_queue"),
+            outbox_full: bounds.of("replica_outbox"),
         })
+    }
+
+    /// Removes the series of a model that is gone.
+    pub(crate) fn forget(&self, model: &str) {
+        for family in [&self.requests_started, &self.requests, &self.balanced] {
+            let _ = family.remove_label_values(&[model]);
+        }
+        for family in self.seconds.iter().chain(&self.tokens).chain([&self.hit_rate]) {
+            let _ = family.remove_label_values(&[model]);
+        }
+        for family in [&self.admission_received, &self.admission_rejected] {
+            let _ = family.remove_label_values(&[model, WORKER_TYPE, POLICY_CLASS]);
+        }
+        for reason in QueueRejected::REASONS {
+            let _ = self.backpressure.remove_label_values(&[model, WORKER_TYPE, POLICY_CLASS, reason]);
+        }
     }
 
     /// Those of one model.
@@ -139,7 +155,8 @@ impl RouterMetrics {
             backpressure: self.backpressure.clone(),
             balanced: self.balanced.with_label_values(&[model]),
             replica_events: self.replica_events.clone(),
-            replica_dropped: self.replica_dropped.clone(),
+            queue_full: self.queue_full.clone(),
+            outbox_full: self.outbox_full.clone(),
             model: model.into(),
         }
     }
@@ -164,7 +181,8 @@ pub(crate) struct RouterMeters {
     backpressure: IntCounterVec,
     pub(super) balanced: IntCounter,
     replica_events: IntCounterVec,
-    pub(super) replica_dropped: IntCounter,
+    pub(super) queue_full: IntCounter,
+    pub(super) outbox_full: IntCounter,
     model: Box<str>,
 }
 
