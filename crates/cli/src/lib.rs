@@ -10,6 +10,7 @@ mod descriptors;
 mod engine_args;
 mod frontend;
 mod process;
+mod router_args;
 mod serve;
 mod simulate;
 mod start_block;

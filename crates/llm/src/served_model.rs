@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
+use dynamo_kv_router::ACTIVE_SEQUENCES_TOPIC;
 use dynamo_runtime::{EndpointId, EventScope, TaskScope, WorkerId, events::EventPlaneError};
 use dynamo_tokens::BlockSize;
 use tokio::sync::{mpsc, watch};
@@ -66,7 +67,10 @@ impl ServedModel {
         let preprocessor = tokio::task::spawn_blocking(move || Preprocessor::load(&loading, &files))
             .await
             .map_err(|error| BuildError::Internal(error.to_string()))??;
-        let router = Arc::new(Router::new(builder.router.clone(), block_size)?);
+        let meters = builder.router_metrics.of_model(&card.display_name);
+        let router_id = builder.runtime.incarnation().worker_id.get();
+        let router = Arc::new(Router::new(builder.router.clone(), block_size, router_id, meters)?);
+        sync_replicas(builder, &router, endpoint, &scope).await?;
         let client = builder.runtime.client(endpoint.clone());
         let news = follow_events(builder, &router, endpoint, &scope).await?;
         let (cards, changes) = watch::channel(WorkerCards::default());
@@ -145,6 +149,24 @@ fn info_of(card: &ModelCard) -> ModelInfo {
         max_num_batched_tokens: runtime.max_num_batched_tokens,
         migration_limit: card.migration_limit,
     }
+}
+
+/// Lets the router speak with others of the same workers, if it is to.
+async fn sync_replicas(
+    builder: &Builder,
+    router: &Arc<Router>,
+    endpoint: &EndpointId,
+    scope: &TaskScope,
+) -> Result<(), BuildError> {
+    if !router.syncs_replicas() {
+        return Ok(());
+    }
+    let events = EventScope::component(endpoint.namespace.clone(), endpoint.component.clone());
+    let plane = builder.runtime.event_plane();
+    let subscriber = plane.subscribe(events.clone(), ACTIVE_SEQUENCES_TOPIC).await?;
+    let publisher = plane.publisher(events, ACTIVE_SEQUENCES_TOPIC).await?;
+    scope.spawn("replicas", router.clone().sync_replicas(publisher, subscriber, scope.clone()));
+    Ok(())
 }
 
 /// Subscribes to KV events where they matter, and starts the follower.
