@@ -1,5 +1,7 @@
 //! Which worker holds how much of a prompt: the contract of an index, and what implements it.
 
+mod concurrent_radix_tree;
+mod dump;
 mod holders;
 mod kv_index;
 mod names;
@@ -8,7 +10,10 @@ mod nodes;
 mod radix_tree;
 #[cfg(test)]
 mod reference_model;
+mod shared_sets;
+mod slot_states;
 
+pub use concurrent_radix_tree::ConcurrentRadixTree;
 use dynamo_engine_api::KvCacheEventData;
 use dynamo_tokens::LocalBlockHash;
 pub use kv_index::{EventCounters, EventKind, EventStatus, IndexError, KvIndex, WorkerSlot};
@@ -38,6 +43,19 @@ pub trait PrefixIndex: Send + Sync {
     /// Blocks that a slot holds.
     fn held_blocks(&self, slot: Slot) -> u32;
     /// How large the index is.
+    fn counts(&self) -> IndexCounts;
+}
+
+/// The readers' side of an index that threads share: it answers while others write.
+///
+/// At rest an answer is exact. While others write, no slot is credited with more blocks than the most that it had
+/// during the call, nor with fewer than the least.
+pub trait SharedIndex: Send + Sync {
+    /// As [`PrefixIndex::find_matches`].
+    fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer);
+    /// As [`PrefixIndex::held_blocks`].
+    fn held_blocks(&self, slot: Slot) -> u32;
+    /// As [`PrefixIndex::counts`].
     fn counts(&self) -> IndexCounts;
 }
 
@@ -86,6 +104,8 @@ pub struct MatchBuffer {
     pub(crate) held_blocks: Vec<u32>,
     /// Scratch: slot indices that hold all blocks so far.
     active: Vec<u32>,
+    /// Scratch: what slots were like when they became active.
+    stamps: Vec<slot_states::Stamp>,
 }
 
 impl MatchBuffer {
@@ -94,6 +114,7 @@ impl MatchBuffer {
         self.matches.clear();
         self.held_blocks.clear();
         self.active.clear();
+        self.stamps.clear();
     }
 
     /// The slots with at least one block, in no order.

@@ -25,8 +25,8 @@ pub use event_order::{
     DropReason, EventOrder, MAX_HELD_EVENTS, Observed, Recovered, RecoveryPolicy, RecoveryRequest,
 };
 pub use index::{
-    ApplyError, EventCounters, EventKind, EventStatus, IndexCounts, IndexError, KvIndex, Match, MatchBuffer,
-    PrefixIndex, RadixTree, WorkerSlot,
+    ApplyError, ConcurrentRadixTree, EventCounters, EventKind, EventStatus, IndexCounts, IndexError, KvIndex,
+    Match, MatchBuffer, PrefixIndex, RadixTree, SharedIndex, WorkerSlot,
 };
 pub use local_indexer::{KvQuery, KvQueryAnswer, LOCAL_EVENT_BUFFER, LocalIndexer};
 pub use msgpack::WireError;
