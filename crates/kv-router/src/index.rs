@@ -1,23 +1,34 @@
 //! Which worker holds how much of a prompt: the contract of an index, and what implements it.
 
+#[cfg(test)]
+mod concurrent_histories;
 mod concurrent_radix_tree;
 mod dump;
 mod holders;
+mod jolt;
+mod kinds;
 mod kv_index;
+mod locked_radix_tree;
 mod names;
 mod node_table;
 mod nodes;
+mod positional_index;
 mod radix_tree;
 #[cfg(test)]
 mod reference_model;
 mod shared_sets;
 mod slot_states;
+mod tiers;
 
 pub use concurrent_radix_tree::ConcurrentRadixTree;
 use dynamo_engine_api::KvCacheEventData;
-use dynamo_tokens::LocalBlockHash;
+use dynamo_tokens::{LocalBlockHash, SequenceHash};
+pub use kinds::{IndexParts, IndexerKind, MAX_LANES};
 pub use kv_index::{EventCounters, EventKind, EventStatus, IndexError, KvIndex, WorkerSlot};
+pub use locked_radix_tree::LockedRadixTree;
+pub use positional_index::PositionalIndexer;
 pub use radix_tree::RadixTree;
+pub use tiers::{TierMatch, TieredIndex, TieredWriter, with_tiers};
 
 use crate::Slot;
 
@@ -71,6 +82,9 @@ pub enum ApplyError {
     /// A block is its own parent.
     #[error("a block is its own parent: the publisher is broken")]
     InvalidBlock,
+    /// A block's name is not its chained hash, and the index needs it to be: choose another one for this engine.
+    #[error("a block's name is not its chained hash: use another --router-indexer for this engine")]
+    UnchainedName,
     /// The index cannot number more blocks.
     #[error("the index is full: shard the deployment")]
     Full,
@@ -102,10 +116,18 @@ pub struct MatchBuffer {
     pub(crate) matches: Vec<Match>,
     /// By slot index: blocks that the slot held at the time.
     pub(crate) held_blocks: Vec<u32>,
+    /// Slots that have more on lower tiers than on the device.
+    pub(crate) lower: Vec<TierMatch>,
+    /// Scratch: the answer of the lower tiers' own index.
+    lower_found: Option<Box<MatchBuffer>>,
     /// Scratch: slot indices that hold all blocks so far.
     active: Vec<u32>,
     /// Scratch: what slots were like when they became active.
     stamps: Vec<slot_states::Stamp>,
+    /// Scratch: the names of the query's blocks.
+    chain: Vec<SequenceHash>,
+    /// Scratch: slot indices that hold the first block, and may have holes.
+    astray: Vec<u32>,
 }
 
 impl MatchBuffer {
@@ -115,6 +137,9 @@ impl MatchBuffer {
         self.held_blocks.clear();
         self.active.clear();
         self.stamps.clear();
+        self.chain.clear();
+        self.lower.clear();
+        self.astray.clear();
     }
 
     /// The slots with at least one block, in no order.
@@ -131,6 +156,17 @@ impl MatchBuffer {
     pub fn set_held_blocks(&mut self, by_slot_index: impl Iterator<Item = u32>) {
         self.held_blocks.clear();
         self.held_blocks.extend(by_slot_index);
+    }
+
+    /// Takes slots out of the answer.
+    pub(crate) fn hide(&mut self, slots: &[Slot]) {
+        self.matches.retain(|found| !slots.contains(&found.slot));
+        self.lower.retain(|found| !slots.contains(&found.slot));
+        for slot in slots {
+            if let Some(held) = self.held_blocks.get_mut(slot.index()) {
+                *held = 0;
+            }
+        }
     }
 
     /// The length of a slot's leading run.

@@ -12,6 +12,7 @@ mod active;
 mod config;
 mod event_order;
 mod index;
+mod lanes;
 mod local_indexer;
 mod msgpack;
 mod router_events;
@@ -25,8 +26,13 @@ pub use event_order::{
     DropReason, EventOrder, MAX_HELD_EVENTS, Observed, Recovered, RecoveryPolicy, RecoveryRequest,
 };
 pub use index::{
-    ApplyError, ConcurrentRadixTree, EventCounters, EventKind, EventStatus, IndexCounts, IndexError, KvIndex,
-    Match, MatchBuffer, PrefixIndex, RadixTree, SharedIndex, WorkerSlot,
+    ApplyError, ConcurrentRadixTree, EventCounters, EventKind, EventStatus, IndexCounts, IndexError,
+    IndexParts, IndexerKind, KvIndex, LockedRadixTree, MAX_LANES, Match, MatchBuffer, PositionalIndexer,
+    PrefixIndex, RadixTree, SharedIndex, TierMatch, TieredIndex, TieredWriter, WorkerSlot, with_tiers,
+};
+pub use lanes::{
+    DumpError, FlushError, LaneBroken, LaneConfig, LaneGauges, LaneIndex, LaneReport, RankDump,
+    StartLanesError, TryApplyError,
 };
 pub use local_indexer::{KvQuery, KvQueryAnswer, LOCAL_EVENT_BUFFER, LocalIndexer};
 pub use msgpack::WireError;

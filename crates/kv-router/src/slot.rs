@@ -47,6 +47,11 @@ impl Slot {
         Self(bits)
     }
 
+    /// Another index in the same generation.
+    pub(crate) const fn with_index(self, index: usize) -> Self {
+        Self::new(index as u32, self.generation())
+    }
+
     const fn generation(self) -> u32 {
         self.0 >> Self::INDEX_BITS
     }

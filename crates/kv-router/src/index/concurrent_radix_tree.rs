@@ -19,6 +19,7 @@ use self::{
 use super::{
     ApplyError, IndexCounts, Match, MatchBuffer, PrefixIndex, SharedIndex,
     holders::mix,
+    jolt::jolt,
     node_table::NodeTable,
     radix_tree::keep_members,
     shared_sets::{Change, HoldersRef, SharedSets, members},
@@ -65,6 +66,17 @@ fn child_hash(parent: NodeId, local: u64) -> u64 {
     mix(local ^ u64::from(parent).wrapping_mul(0xD6E8_FEB8_6659_FD93))
 }
 
+/// Refuses blocks that are their own parents.
+fn check_order(parent: Option<ExternalBlockHash>, blocks: &[StoredBlock]) -> Result<(), ApplyError> {
+    let mut before = parent;
+    for block in blocks {
+        if before.replace(block.block_hash) == Some(block.block_hash) {
+            return Err(ApplyError::InvalidBlock);
+        }
+    }
+    Ok(())
+}
+
 /// A node to look at again, to be dropped if it is still of no use.
 struct Useless {
     id: NodeId,
@@ -103,29 +115,47 @@ impl ConcurrentRadixTree {
 
     /// As [`PrefixIndex::apply`], from any thread. Events of one slot must come in their order.
     pub fn apply(&self, slot: Slot, event: &KvCacheEventData) -> Result<(), ApplyError> {
-        let (counters, names) = self.shared.slots.get(slot.index());
-        let mut names = names.lock();
-        let bytes = names.bytes();
-        let result = {
-            let mut writer = Writer::new(slot.index() as u32, counters, &mut names);
-            let result = self.shared.apply(&mut writer, slot, event);
-            writer.end(&self.shared.sets);
-            result
+        self.shared.write(slot, true, |writer| match event {
+            KvCacheEventData::Stored { parent_hash, blocks } => {
+                self.shared.store(writer, *parent_hash, blocks)
+            }
+            KvCacheEventData::Removed { block_hashes } => self.shared.remove(writer, block_hashes),
+            KvCacheEventData::Cleared => {
+                self.shared.clear(writer);
+                Ok(())
+            }
+        })
+    }
+
+    /// Stores blocks of `slot` below one that `keeper` holds, and goes on holding meanwhile; in no order but that of `blocks`.
+    pub(super) fn store_below(
+        &self,
+        slot: Slot,
+        keeper: Slot,
+        parent: Option<u64>,
+        blocks: &[StoredBlock],
+    ) -> Result<(), ApplyError> {
+        let at = match parent {
+            Some(parent) => {
+                let state = self.shared.slots.peek(keeper.index());
+                let names = state.filter(|(counters, _)| counters.slot() == keeper);
+                let node = names.and_then(|(_, names)| names.lock().get(parent));
+                node.ok_or(ApplyError::ParentBlockNotFound)?
+            }
+            None => ROOT,
         };
-        self.shared.count_name_bytes(bytes, names.bytes());
-        result
+        self.shared.write(slot, true, |writer| self.shared.store_below(writer, at, blocks))
     }
 
     /// As [`PrefixIndex::clear`], from any thread.
     pub fn clear(&self, slot: Slot) {
-        let Some((counters, names)) = self.shared.slots.peek(slot.index()) else { return };
-        let mut names = names.lock();
-        if counters.slot() == slot {
-            let bytes = names.bytes();
-            let mut writer = Writer::new(slot.index() as u32, counters, &mut names);
-            self.shared.clear(&mut writer);
-            writer.end(&self.shared.sets);
-            self.shared.count_name_bytes(bytes, names.bytes());
+        let known = self.shared.slots.peek(slot.index());
+        if known.is_some_and(|(counters, _)| counters.slot() == slot) {
+            self.shared.write(slot, false, |writer| {
+                if writer.counters.slot() == slot {
+                    self.shared.clear(writer);
+                }
+            });
         }
     }
 }
@@ -158,27 +188,25 @@ impl Shared {
         (hash, &self.children[(hash >> 40) as usize % CHILD_SHARDS])
     }
 
-    fn count_name_bytes(&self, before: usize, after: usize) {
+    /// Lets `act` write for a slot; `take_over` drops what the index's former owner had.
+    fn write<R>(&self, slot: Slot, take_over: bool, act: impl FnOnce(&mut Writer<'_>) -> R) -> R {
+        let (counters, names) = self.slots.get(slot.index());
+        let mut names = names.lock();
+        let before = names.bytes();
+        let mut writer = Writer::new(slot.index() as u32, counters, &mut names);
+        if take_over && counters.slot() != slot {
+            self.clear(&mut writer);
+            counters.set_slot(slot);
+        }
+        let result = act(&mut writer);
+        writer.end(&self.sets);
+        let after = names.bytes();
         if after > before {
             self.name_bytes.fetch_add(after - before, Ordering::Relaxed);
         } else if before > after {
             self.name_bytes.fetch_sub(before - after, Ordering::Relaxed);
         }
-    }
-
-    fn apply(&self, writer: &mut Writer<'_>, slot: Slot, event: &KvCacheEventData) -> Result<(), ApplyError> {
-        if writer.counters.slot() != slot {
-            self.clear(writer);
-            writer.counters.set_slot(slot);
-        }
-        match event {
-            KvCacheEventData::Stored { parent_hash, blocks } => self.store(writer, *parent_hash, blocks),
-            KvCacheEventData::Removed { block_hashes } => self.remove(writer, block_hashes),
-            KvCacheEventData::Cleared => {
-                self.clear(writer);
-                Ok(())
-            }
-        }
+        result
     }
 
     /// The child that the table lists, with its chunk's lock.
@@ -219,23 +247,28 @@ impl Shared {
         parent: Option<ExternalBlockHash>,
         blocks: &[StoredBlock],
     ) -> Result<(), ApplyError> {
-        let mut before = parent;
-        for block in blocks {
-            if before.replace(block.block_hash) == Some(block.block_hash) {
-                return Err(ApplyError::InvalidBlock);
-            }
-        }
-        // The slot holds it, now and while its child is stored: nobody drops it.
-        let mut at = match parent {
+        check_order(parent, blocks)?;
+        let at = match parent {
             Some(parent) => writer.names.get(parent.0).ok_or(ApplyError::ParentBlockNotFound)?,
             None => ROOT,
         };
+        self.store_below(writer, at, blocks)
+    }
+
+    /// Stores blocks below `at`, which somebody holds until it is done, so that nobody drops it.
+    fn store_below(
+        &self,
+        writer: &mut Writer<'_>,
+        mut at: NodeId,
+        blocks: &[StoredBlock],
+    ) -> Result<(), ApplyError> {
         let mut rest = blocks;
         if at != ROOT && !rest.is_empty() {
             writer.names.reserve(BLOCKS_PER_LOCK.min(rest.len()));
             rest = self.store_behind(writer, self.nodes.write(at), &mut at, false, rest);
         }
         while let Some(block) = rest.first() {
+            jolt();
             writer.names.warm(rest.iter().take(AHEAD).map(|block| block.block_hash.0));
             writer.names.reserve(BLOCKS_PER_LOCK.min(rest.len()));
             rest = self.store_aside(writer, &mut at, block, rest)?;
@@ -333,7 +366,6 @@ impl Shared {
         mut fresh: bool,
         rest: &'b [StoredBlock],
     ) -> &'b [StoredBlock] {
-        let mut place = place_of(*at);
         for (number, block) in rest.iter().enumerate() {
             // The first block of an event may have taken a place of the reserve.
             if number + 1 >= BLOCKS_PER_LOCK {
@@ -341,7 +373,7 @@ impl Shared {
             }
             let (name, local) = (block.block_hash.0, block.tokens_hash.0);
             let old = writer.names.get(name);
-            let id = *at + 1;
+            let (place, id) = (place_of(*at), *at + 1);
             if cell.chunk_mut().has_child_behind(place, *at, local) {
                 if old.is_some_and(|old| old != id) {
                     return &rest[number..];
@@ -359,7 +391,6 @@ impl Shared {
                 writer.hold(&self.sets, &mut cell.chunk_mut().sets[place + 1], id, name);
             }
             *at = id;
-            place += 1;
         }
         &[]
     }
@@ -415,6 +446,7 @@ impl Shared {
         let mut useless = smallvec::SmallVec::<[Useless; 8]>::new();
         let mut next = ids.next();
         while let Some(first) = next {
+            jolt();
             let number = chunk_of(first);
             let mut cell = self.nodes.write(first);
             let mut blocks = 0;
@@ -502,6 +534,7 @@ impl Shared {
         let mut depth = 0;
         let mut parent = (ROOT, 0);
         while let Some(wanted) = local.get(depth) {
+            jolt();
             let Some((mut id, cell)) = self.child_aside(parent, wanted.0) else { return depth };
             let Some(chunk) = cell.chunk() else { return depth };
             let mut at = place_of(id);

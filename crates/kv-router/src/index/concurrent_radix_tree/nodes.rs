@@ -144,6 +144,8 @@ impl Cell {
 pub(super) type Read<'a> = RwLockReadGuard<'a, Cell>;
 pub(super) type Write<'a> = RwLockWriteGuard<'a, Cell>;
 
+type Page = Box<[RwLock<Cell>]>;
+
 /// Chunk numbers of one stripe.
 #[derive(Default)]
 struct Listed {
@@ -155,7 +157,7 @@ struct Listed {
 
 /// The nodes of one tree. Who holds the lock of a chunk takes no other one: only those of the lists and of the sets.
 pub(super) struct SharedNodes {
-    pages: Box<[OnceLock<Box<[RwLock<Cell>]>>]>,
+    pages: Box<[OnceLock<Page>]>,
     listed: [Mutex<Listed>; STRIPES],
     /// Chunk numbers given out so far.
     chunks: AtomicU32,
