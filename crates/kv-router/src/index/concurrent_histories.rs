@@ -6,8 +6,8 @@ use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use dynamo_engine_api::KvCacheEventData;
-use dynamo_tokens::LocalBlockHash;
+use dynamo_engine_api::{ExternalBlockHash, KvCacheEventData, StoredBlock};
+use dynamo_tokens::{LocalBlockHash, SequenceHash};
 use proptest::{
     strategy::{Strategy, ValueTree},
     test_runner::TestRunner,
@@ -189,6 +189,66 @@ fn assert_answers_are_true(names: Names, kind: IndexerKind) {
         });
     }
     assert!(checked > 1000, "only {checked} answers were checked");
+}
+
+/// A slot that goes round: it has the first two blocks of a query, then the last two, and never all three.
+fn assert_never_three(kind: IndexerKind) {
+    const ANSWERS: usize = 2000;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let locals = [1u64, 2, 3].map(LocalBlockHash);
+    let mut names = Vec::new();
+    dynamo_tokens::sequence_hashes(&locals, &mut names);
+    let names: Vec<_> = names.iter().map(|name| ExternalBlockHash(name.0)).collect();
+    let block = |at: usize| StoredBlock { block_hash: names[at], tokens_hash: locals[at] };
+    let aside = |at: usize| {
+        let tokens_hash = LocalBlockHash(99);
+        let name = SequenceHash(names[at].0).then(tokens_hash);
+        StoredBlock { block_hash: ExternalBlockHash(name.0), tokens_hash }
+    };
+    let stored = |at: usize, blocks| KvCacheEventData::Stored {
+        parent_hash: at.checked_sub(1).map(|before| names[before]),
+        blocks,
+    };
+    let removed = |at: usize| KvCacheEventData::Removed { block_hashes: vec![names[at]] };
+    let IndexParts { reader, writers } = kind.build(NonZeroUsize::MIN);
+    let mut writer = writers.into_iter().next().unwrap();
+    // Others keep the blocks, each behind something else, so that a tree looks for each anew.
+    let slot = |index| Slot::new(index, 0);
+    writer.apply(slot(0), &stored(0, vec![block(0), aside(0)])).unwrap();
+    writer.apply(slot(1), &stored(0, vec![block(0), block(1), aside(1)])).unwrap();
+    writer.apply(slot(2), &stored(0, vec![block(0), block(1), block(2)])).unwrap();
+    writer.apply(slot(3), &stored(0, vec![block(0), block(1)])).unwrap();
+    let round = [removed(0), stored(2, vec![block(2)]), removed(2), stored(0, vec![block(0)])];
+    let answers = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            jolt::enable(7);
+            let mut out = MatchBuffer::default();
+            let mut seen = [0; 4];
+            while answers.fetch_add(1, Ordering::SeqCst) < ANSWERS {
+                reader.find_matches(&locals, &mut out);
+                let got = out.device_blocks(slot(3)) as usize;
+                seen[got] += 1;
+                assert!(got == 0 || got == 2, "{kind}: {got} blocks, but 0 or 2 were true: {seen:?}");
+                assert_eq!(out.device_blocks(slot(2)), 3);
+            }
+        });
+        while !reading.is_finished() {
+            for event in &round {
+                writer.apply(slot(3), event).unwrap();
+            }
+            let answers = answers.load(Ordering::SeqCst);
+            assert!(std::time::Instant::now() < deadline, "{kind}: only {answers} answers in time");
+        }
+        reading.join().unwrap();
+    });
+}
+
+#[test]
+fn nobody_is_credited_with_what_was_never_there_at_one_time() {
+    for kind in IndexerKind::ALL {
+        assert_never_three(kind);
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU32, AtomicUsize, Ordering},
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{Match, MatchBuffer};
 use crate::Slot;
@@ -163,7 +163,7 @@ impl<N: Default> SlotStates<N> {
                 continue;
             }
             let Some((counters, names)) = self.peek(stamp.index as usize) else { continue };
-            let names = names.lock();
+            let names = lock_soon(names);
             let (slot, device_blocks) = (counters.slot(), recount(stamp.index, &names));
             drop(names);
             out.matches.retain(|found| found.slot.index() != stamp.index as usize);
@@ -173,6 +173,18 @@ impl<N: Default> SlotStates<N> {
         }
         out.stamps = stamps;
     }
+}
+
+/// Waits for an event to be over, which takes a microsecond or so, mostly without going to sleep.
+fn lock_soon<N>(names: &Mutex<N>) -> MutexGuard<'_, N> {
+    const TRIES: usize = 200;
+    for _ in 0..TRIES {
+        if let Some(names) = names.try_lock() {
+            return names;
+        }
+        (0..8).for_each(|_| std::hint::spin_loop());
+    }
+    names.lock()
 }
 
 #[cfg(test)]
