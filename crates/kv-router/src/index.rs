@@ -158,6 +158,36 @@ impl MatchBuffer {
         self.held_blocks.extend(by_slot_index);
     }
 
+    /// Lets the larger of two answers count, slot by slot: what is predicted and what is known, say.
+    pub fn raise(&mut self, other: &Self) {
+        const NOWHERE: u32 = u32::MAX;
+        // By slot index: where the slot is.
+        let places = &mut self.active;
+        places.clear();
+        for (place, found) in (0..).zip(&self.matches) {
+            let index = found.slot.index();
+            places.resize(places.len().max(index + 1), NOWHERE);
+            places[index] = place;
+        }
+        for found in &other.matches {
+            let place = places.get(found.slot.index()).copied().filter(|&place| place != NOWHERE);
+            match place.map(|place| &mut self.matches[place as usize]) {
+                // Of two owners of an index neither is known to be the right one.
+                Some(mine) if mine.slot == found.slot => {
+                    mine.device_blocks = mine.device_blocks.max(found.device_blocks);
+                }
+                _ => self.matches.push(*found),
+            }
+        }
+        places.clear();
+        for at in 0..self.lower.len() {
+            let device_blocks = self.device_blocks(self.lower[at].slot);
+            let tiers = &mut self.lower[at];
+            tiers.host_blocks = tiers.host_blocks.max(device_blocks);
+            tiers.any_blocks = tiers.any_blocks.max(device_blocks);
+        }
+    }
+
     /// Takes slots out of the answer.
     pub(crate) fn hide(&mut self, slots: &[Slot]) {
         self.matches.retain(|found| !slots.contains(&found.slot));

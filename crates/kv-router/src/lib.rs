@@ -9,6 +9,7 @@
 //! they share no state but slots, which carry a generation, so that an answer from before a removal harms nobody.
 
 mod active;
+mod approximate;
 mod config;
 mod event_order;
 mod index;
@@ -21,6 +22,7 @@ mod select;
 mod slot;
 
 pub use active::{ActiveSequences, NewRequest, PotentialLoads, ReservationId, SlotLoad, TooManyActive};
+pub use approximate::{ApproximateConfig, ApproximateIndex, CachePolicy};
 pub use config::{ConfigError, KvRouterConfig};
 pub use event_order::{
     DropReason, EventOrder, MAX_HELD_EVENTS, Observed, Recovered, RecoveryPolicy, RecoveryRequest,
