@@ -39,7 +39,7 @@ impl Slot {
     }
 
     /// The whole of it as a number, for an atomic.
-    pub(crate) const fn bits(self) -> u32 {
+    pub(crate) const fn to_bits(self) -> u32 {
         self.0
     }
 

@@ -17,7 +17,7 @@ const SEGMENTS: usize = (Slot::MAX_SLOTS / FIRST_SEGMENT).ilog2() as usize + 1;
 
 /// The counters of a slot index.
 pub(super) struct Counters {
-    /// [`Slot::bits`] of the slot that the index belongs to.
+    /// [`Slot::to_bits`] of the slot that the index belongs to.
     slot: AtomicU32,
     /// Blocks that it holds.
     blocks: AtomicU32,
@@ -34,7 +34,7 @@ impl Counters {
     }
 
     pub(super) fn set_slot(&self, slot: Slot) {
-        self.slot.store(slot.bits(), Ordering::SeqCst);
+        self.slot.store(slot.to_bits(), Ordering::SeqCst);
     }
 
     pub(super) fn blocks(&self) -> u32 {
@@ -105,7 +105,7 @@ impl<N: Default> SlotStates<N> {
             let len = segment_len(number);
             let first = if number == 0 { 0 } else { len };
             let counters = |at| Counters {
-                slot: AtomicU32::new(Slot::new((first + at) as u32, 0).bits()),
+                slot: AtomicU32::new(Slot::new((first + at) as u32, 0).to_bits()),
                 blocks: AtomicU32::new(0),
                 removals: AtomicU32::new(0),
                 holes: AtomicU32::new(0),
