@@ -164,7 +164,11 @@ pub(super) fn answers(index: &impl PrefixIndex, query: &[u64], out: &mut MatchBu
 }
 
 /// Runs random histories; `check` may look into the index after every step.
-pub(super) fn assert_equal_to_model<I: PrefixIndex>(names: Names, make: fn() -> I, check: fn(&I)) {
+pub(super) fn assert_equal_to_model<I: PrefixIndex>(make: fn() -> I, check: fn(&I)) {
+    assert_equal_with_names(Names::Any, make, check);
+}
+
+pub(super) fn assert_equal_with_names<I: PrefixIndex>(names: Names, make: fn() -> I, check: fn(&I)) {
     let queries = queries();
     proptest!(ProptestConfig::default(), |(steps in steps(names, 80))| {
         let (mut index, mut model) = (make(), Model::default());

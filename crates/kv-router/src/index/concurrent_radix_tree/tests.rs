@@ -62,7 +62,7 @@ pub(in crate::index) fn check(tree: &ConcurrentRadixTree) {
 
 #[test]
 fn random_histories_equal_the_reference_model() {
-    reference_model::assert_equal_to_model(reference_model::Names::Any, ConcurrentRadixTree::new, check);
+    reference_model::assert_equal_to_model(ConcurrentRadixTree::new, check);
 }
 
 #[test]

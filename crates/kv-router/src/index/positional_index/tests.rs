@@ -70,7 +70,7 @@ fn random_histories_equal_the_reference_model_at_any_stride() {
         || PositionalIndexer::new(NonZeroUsize::new(3).unwrap()),
         PositionalIndexer::default as fn() -> _,
     ] {
-        reference_model::assert_equal_to_model(reference_model::Names::Chained, make, check);
+        reference_model::assert_equal_with_names(reference_model::Names::Chained, make, check);
     }
 }
 

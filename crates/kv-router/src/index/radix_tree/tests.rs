@@ -62,7 +62,7 @@ fn check(tree: &RadixTree) {
 
 #[test]
 fn random_histories_equal_the_reference_model() {
-    reference_model::assert_equal_to_model(reference_model::Names::Any, RadixTree::new, check);
+    reference_model::assert_equal_to_model(RadixTree::new, check);
 }
 
 #[test]
