@@ -1,12 +1,16 @@
 //! KV-cache-aware routing: who holds how much of a prompt, who is how busy, and who should serve it.
 //!
 //! A [`KvIndex`] is fed with the workers' events and answers which rank of which worker holds how many leading blocks
-//! of a prompt. A [`KvScheduler`] counts what runs where, and chooses. An [`EventOrder`] per rank finds out whether
-//! events were lost, and how to get them back from the [`LocalIndexer`] beside the engine.
+//! of a prompt; a [`LaneIndex`] is the same for many threads, over an index of any [`IndexerKind`]. Of engines without
+//! events an [`ApproximateIndex`] remembers what was sent to them. A [`KvScheduler`] counts what runs where, and
+//! chooses. An [`EventOrder`] per rank finds out whether events were lost, and how to get them back from the
+//! [`LocalIndexer`] beside the engine.
 //!
-//! Nothing here does I/O, spawns, sleeps or asks for the time: events and instants go in, decisions come out. Who
-//! shares a [`KvIndex`] between threads puts it under a lock for many readers, and a [`KvScheduler`] under a mutex;
-//! they share no state but slots, which carry a generation, so that an answer from before a removal harms nobody.
+//! Nothing here does I/O, and all but the lanes of a [`LaneIndex`] neither spawns, sleeps nor asks for the time: events
+//! and instants go in, decisions come out. A [`LaneIndex`] owns threads, which apply events while others ask, and
+//! times how long events wait. Who shares a [`KvIndex`] between threads puts it under a lock for many readers, and a
+//! [`KvScheduler`] under a mutex; they share no state but slots, which carry a generation, so that an answer from
+//! before a removal harms nobody.
 
 mod active;
 mod approximate;
