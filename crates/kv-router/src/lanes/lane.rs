@@ -28,6 +28,9 @@ use crate::{EventCounters, EventKind, EventStatus, IndexError, Slot, WorkerRank,
 /// Gets a rank's events, tier by tier; `None` if the slot is not the lane's.
 pub(super) type TakeDump = Box<dyn FnOnce(Option<Vec<(StorageTier, KvCacheEventData)>>) + Send>;
 
+/// Applied events whose memory is kept for whoever decodes the next ones, in each lane: as many as a message has.
+const KEPT_SPENT: usize = 128;
+
 /// What a lane is given to do.
 pub(super) enum Task {
     Event {
@@ -76,6 +79,8 @@ pub(super) struct LaneState {
     /// Nanoseconds.
     pub(super) longest_wait: AtomicU64,
     pub(super) broken: Mutex<Option<LaneBroken>>,
+    /// Events that were applied.
+    pub(super) spent: Mutex<Vec<KvCacheEventData>>,
 }
 
 /// Told of what went wrong.
@@ -98,6 +103,7 @@ pub(super) struct Lane {
     pub(super) report: Report,
     owners: FxHashMap<usize, Owner>,
     counted: EventCounters,
+    spent: Vec<KvCacheEventData>,
     is_broken: bool,
 }
 
@@ -119,6 +125,7 @@ impl Lane {
             report,
             owners: FxHashMap::default(),
             counted: EventCounters::default(),
+            spent: Vec::new(),
             is_broken: false,
         }
     }
@@ -142,11 +149,19 @@ impl Lane {
                     self.break_down(&*panic);
                 }
             }
-            self.outcomes.add(&mut self.counted);
+            self.tell();
             state.events_in_hand.store(0, Ordering::Relaxed);
             state.blocks_in_hand.store(0, Ordering::Relaxed);
             *state.since.lock() = None;
         }
+    }
+
+    /// Lets others see what was counted, and have what is done with.
+    fn tell(&mut self) {
+        self.outcomes.add(&mut self.counted);
+        let mut spent = self.state.spent.lock();
+        let room = KEPT_SPENT - spent.len();
+        spent.extend(self.spent.drain(..).take(room));
     }
 
     fn apply_all(&mut self, tasks: &mut VecDeque<Task>) {
@@ -169,11 +184,14 @@ impl Lane {
                 if !self.is_broken {
                     self.apply_event(slot, epoch, tier, &data);
                 }
+                if self.spent.len() < KEPT_SPENT {
+                    self.spent.push(data);
+                }
                 self.state.events_in_hand.fetch_sub(1, Ordering::Relaxed);
                 self.state.blocks_in_hand.fetch_sub(blocks, Ordering::Relaxed);
             }
             Task::Flush(barrier) => {
-                self.outcomes.add(&mut self.counted);
+                self.tell();
                 barrier.arrive(self.is_broken);
             }
             Task::Dump { take, .. } if self.is_broken => take(None),

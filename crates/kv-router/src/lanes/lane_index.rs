@@ -133,6 +133,7 @@ impl LaneIndex {
                 since: Mutex::new(None),
                 longest_wait: AtomicU64::new(0),
                 broken: Mutex::new(None),
+                spent: Mutex::new(Vec::new()),
             });
             let (outcomes, masks) = (index.outcomes.clone(), index.masks.clone());
             let lane = Lane::new(number, state.clone(), writer, outcomes, masks, report.clone());
@@ -260,6 +261,13 @@ impl LaneIndex {
                 _ => TryApplyError::Stopped,
             }
         })
+    }
+
+    /// Gives back the memory of some events that were applied, for the next ones to be decoded into.
+    pub fn take_spent(&self, mut take: impl FnMut(KvCacheEventData)) {
+        for lane in &self.lanes {
+            lane.spent.lock().drain(..).for_each(&mut take);
+        }
     }
 
     /// The slot of a rank whose event counts.
