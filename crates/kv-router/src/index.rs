@@ -2,17 +2,21 @@
 
 mod holders;
 mod kv_index;
+#[cfg(test)]
+mod long_histories;
 mod names;
 mod node_table;
 mod nodes;
 mod radix_tree;
 #[cfg(test)]
 mod reference_model;
+mod run_index;
 
 use dynamo_engine_api::KvCacheEventData;
 use dynamo_tokens::LocalBlockHash;
 pub use kv_index::{EventCounters, EventKind, EventStatus, IndexError, KvIndex, WorkerSlot};
 pub use radix_tree::RadixTree;
+pub use run_index::{RunIndex, RunReader};
 
 use crate::Slot;
 
@@ -86,6 +90,8 @@ pub struct MatchBuffer {
     pub(crate) held_blocks: Vec<u32>,
     /// Scratch: slot indices that hold all blocks so far.
     active: Vec<u32>,
+    /// Scratch of an index that finds a slot more than once, by slot index; all 0 between queries.
+    positions: Vec<u32>,
 }
 
 impl MatchBuffer {

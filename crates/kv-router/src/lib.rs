@@ -24,7 +24,7 @@ pub use event_order::{
 };
 pub use index::{
     ApplyError, EventCounters, EventKind, EventStatus, IndexCounts, IndexError, KvIndex, Match, MatchBuffer,
-    PrefixIndex, RadixTree, WorkerSlot,
+    PrefixIndex, RadixTree, RunIndex, RunReader, WorkerSlot,
 };
 pub use local_indexer::{KvQuery, KvQueryAnswer, LOCAL_EVENT_BUFFER, LocalIndexer};
 pub use scheduler::{KvScheduler, PotentialLoad, Reservation, ScheduleError, ScheduleRequest};

@@ -38,6 +38,14 @@ impl Slot {
         (self.0 as usize) & (Self::MAX_SLOTS - 1)
     }
 
+    pub(crate) const fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    pub(crate) const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
     const fn generation(self) -> u32 {
         self.0 >> Self::INDEX_BITS
     }

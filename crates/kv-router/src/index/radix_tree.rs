@@ -350,7 +350,7 @@ impl PrefixIndex for RadixTree {
 
     fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer) {
         out.clear();
-        let MatchBuffer { matches, held_blocks, active } = out;
+        let MatchBuffer { matches, held_blocks, active, .. } = out;
         held_blocks.extend(self.slots.iter().map(|held| held.blocks));
         let (mut depth, mut at, mut set) = (0, ROOT, NO_SET);
         while let Some(wanted) = local.get(depth) {

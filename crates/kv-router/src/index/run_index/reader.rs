@@ -1,0 +1,123 @@
+//! Answers, from any thread, while the writer writes.
+
+use std::sync::{
+    Arc,
+    atomic::Ordering::{Acquire, Relaxed},
+};
+
+use dynamo_tokens::LocalBlockHash;
+
+use super::{
+    header::{HOLDERS, ROOT, counting, halves, slot_of},
+    lanes::common_prefix,
+    shared::Shared,
+};
+use crate::{
+    Slot,
+    index::{IndexCounts, Match, MatchBuffer},
+};
+
+/// A handle that reads a [`RunIndex`](super::RunIndex), beside its writer and other readers, and waits for none.
+///
+/// For every slot, an answer is between the least and the most that was true while the query ran.
+pub struct RunReader {
+    pub(super) shared: Arc<Shared>,
+    seat: usize,
+}
+
+impl Clone for RunReader {
+    fn clone(&self) -> Self {
+        Self::new(self.shared.clone())
+    }
+}
+
+impl RunReader {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let seat = shared.epochs.give_seat();
+        Self { shared, seat }
+    }
+
+    /// Replaces `out` by the slots that hold the first block of `local`, each with the length of its leading run.
+    ///
+    /// Threads may share a handle; with one each they do not disturb one another.
+    pub fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer) {
+        out.clear();
+        let shared = &*self.shared;
+        for words in shared.slots() {
+            out.held_blocks.extend(words.iter().map(|word| word.load(Relaxed) as u32));
+        }
+        let pin = shared.epochs.pin(self.seat);
+        let (mut parent, mut offset, mut depth) = (ROOT, 0, 0);
+        while let Some(first) = local.get(depth) {
+            let Some(run) = shared.child(parent, offset, first.0) else { break };
+            let matched = common_prefix(shared.blocks(&run), &local[depth..]);
+            let found = match shared.holder_list(run.header) {
+                None => credit(&run.header[HOLDERS..], depth, matched, out),
+                Some(list) => credit(list, depth, matched, out),
+            };
+            if !found {
+                // No slot has all blocks up to here, so none has more.
+                break;
+            }
+            (parent, offset) = (run.id, matched as u32);
+            depth += matched;
+        }
+        drop(pin);
+        for found in &out.matches {
+            out.positions[found.slot.index()] = 0;
+        }
+    }
+
+    /// Blocks that a slot holds.
+    pub fn held_blocks(&self, slot: Slot) -> u32 {
+        if slot.index() >= self.shared.slot_limit.load(Acquire) {
+            return 0;
+        }
+        let (owner, blocks) = halves(self.shared.slot(slot.index()).load(Relaxed));
+        if owner == slot.to_bits() { blocks } else { 0 }
+    }
+
+    /// How large the index was after the last event; bytes after one of the last 64.
+    pub fn counts(&self) -> IndexCounts {
+        IndexCounts {
+            blocks: self.shared.blocks.load(Relaxed),
+            nodes: self.shared.nodes.load(Relaxed),
+            bytes: self.shared.bytes.load(Relaxed),
+        }
+    }
+}
+
+/// Gives each holder that lacks nothing above what it has of a run's `matched` first blocks. Says whether there are
+/// any. A holder's earlier match, in a run above, is shorter.
+#[inline]
+fn credit(
+    words: &[std::sync::atomic::AtomicU64],
+    depth: usize,
+    matched: usize,
+    out: &mut MatchBuffer,
+) -> bool {
+    let mut found = false;
+    for word in words {
+        let word = word.load(Acquire);
+        let blocks = counting(word);
+        if blocks <= 0 {
+            continue;
+        }
+        found = true;
+        let slot = slot_of(word);
+        let device_blocks = depth as u32 + (blocks as u32).min(matched as u32);
+        let index = slot.index();
+        if index >= out.positions.len() {
+            out.positions.resize(index + 1, 0);
+        }
+        // Scratch: one more than the slot's position in the list.
+        match out.positions[index] {
+            0 => {
+                out.matches.push(Match { slot, device_blocks });
+                out.positions[index] = out.matches.len() as u32;
+            }
+            at => out.matches[at as usize - 1] = Match { slot, device_blocks },
+        }
+    }
+    found
+}
