@@ -1,11 +1,12 @@
 //! Indexes on a trace: one JSON row an index and phase.
 //!
 //! ```text
-//! cargo bench -p dynamo-kv-router --bench prefix_index -- TRACE [BLOCK_TOKENS [WORKERS [BLOCKS [INDEX,...]]]]
+//! cargo bench -p dynamo-kv-router --bench prefix_index -- TRACE [BLOCK_TOKENS [WORKERS [BLOCKS [INDEX,... [PHASE,...]]]]]
 //! cargo bench -p dynamo-kv-router --bench prefix_index -- --wide [WORKERS [BLOCKS [INDEX,...]]]
 //! ```
 //!
-//! Indexes: `run`, `radix`. Default: blocks of 64 tokens, 32 workers with 50,000 blocks each, all indexes. Rates count
+//! Indexes: `run`, `radix`. Default: blocks of 64 tokens, 32 workers with 50,000 blocks each, all indexes
+//! and phases (`read`, `mixed`, `one-block`, `cycles`; writing is always one). Rates count
 //! stored and removed blocks, and the blocks of all queries. Bytes are those that are allocated, and `page_bytes` those
 //! of resident pages, for each (block, worker) pair held.
 
@@ -52,7 +53,9 @@ fn main() {
     }
     let trace = if is_wide { None } else { Some(arguments.first().cloned()) };
     if trace == Some(None) {
-        println!("no trace given: `-- TRACE [BLOCK_TOKENS [WORKERS [BLOCKS [INDEX,...]]]]`, or `-- --wide`");
+        println!(
+            "no trace given: `-- TRACE [BLOCK_TOKENS [WORKERS [BLOCKS [INDEX,... [PHASE,...]]]]]`, or `-- --wide`"
+        );
         return;
     }
     let number = |at: usize, default: u64| -> u64 {
@@ -63,6 +66,7 @@ fn main() {
     if let Some(Some(path)) = trace {
         let (block_tokens, workers, capacity) = (number(1, 64), number(2, 32), number(3, 50_000));
         let wanted = arguments.get(4).map_or("", String::as_str);
+        let phases = arguments.get(5).map_or("", String::as_str);
         let load = workload::load(&path, block_tokens, workers as u32, capacity as usize);
         eprintln!(
             "{} events, {} queries, {} pairs held",
@@ -72,10 +76,10 @@ fn main() {
         );
         let is_wanted = |name| wanted.is_empty() || wanted.split(',').any(|other| other == name);
         if is_wanted("run") {
-            phases::all::<RunIndex>("run", &load);
+            phases::all::<RunIndex>("run", &load, phases);
         }
         if is_wanted("radix") {
-            phases::all::<RadixTree>("radix", &load);
+            phases::all::<RadixTree>("radix", &load, phases);
         }
     } else {
         let (workers, capacity) = (number(0, 1000), number(1, 100_000));

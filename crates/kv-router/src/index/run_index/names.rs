@@ -19,6 +19,8 @@ const PARTS: usize = 1 << PART_BITS;
 const FULL: usize = 14;
 /// Bits of a place to begin with; the more hash bits are left, the fewer blocks are looked at in vain.
 const MIN_PLACE_BITS: u32 = 16;
+/// As many as blocks can be numbered with.
+const MAX_PLACE_BITS: u32 = 28;
 /// In an entry that is not in its own line.
 const SPILLED: u32 = 1 << 31;
 const FREE: u32 = 0;
@@ -30,8 +32,13 @@ pub(super) fn hash(name: u64) -> u64 {
     (product >> 64) as u64 ^ product as u64
 }
 
+/// The hash of a name chooses a part by its upper bits, and by the next ones a number between 0 and the part's `base`
+/// of lines: the whole of it, and the first `doubled` bits of its fraction, are the line; the fraction's first bits are
+/// in the entry. So the line after the next doubling is known from the entry, without a look at the name.
 struct Part {
     lines: Box<[Line]>,
+    base: u32,
+    doubled: u32,
     entries: u32,
     place_bits: u32,
 }
@@ -51,11 +58,20 @@ struct At {
 }
 
 impl Part {
+    fn new() -> Self {
+        Self { lines: Box::default(), base: 0, doubled: 0, entries: 0, place_bits: MIN_PLACE_BITS }
+    }
+
+    /// The number that the hash chooses, with 32 bits of fraction.
+    #[inline]
+    fn number(&self, hash: u64) -> u64 {
+        let middle = (hash >> (32 - PART_BITS)) as u32;
+        u64::from(middle) * u64::from(self.base)
+    }
+
     #[inline]
     fn home(&self, hash: u64) -> usize {
-        // The bits below those that chose the part.
-        let middle = (hash >> (32 - PART_BITS)) as u32;
-        ((u64::from(middle) * self.lines.len() as u64) >> 32) as usize
+        (self.number(hash) >> (32 - self.doubled)) as usize
     }
 
     fn tag_mask(&self) -> u32 {
@@ -64,8 +80,7 @@ impl Part {
 
     #[inline]
     fn tag(&self, hash: u64) -> u32 {
-        // The low bits have no say in the line.
-        (hash as u32) << self.place_bits & !SPILLED
+        (self.number(hash) as u32 >> 1) & self.tag_mask()
     }
 
     fn place(&self, entry: u32) -> Place {
@@ -195,13 +210,44 @@ impl Part {
         }
     }
 
-    /// All entries into `count` lines, with places of up to `place_bits`.
+    /// Twice as many lines. Only the names of entries that are not in their own line are looked at.
+    #[cold]
+    fn double(&mut self, place_bits: u32, columns: &Columns) {
+        let mut lines = vec![Line::EMPTY; self.lines.len() * 2].into_boxed_slice();
+        let (old_places, next_bit) = (self.place_bits, SPILLED >> 1 >> self.doubled);
+        self.place_bits = place_bits;
+        let kept = self.tag_mask() | !(u32::MAX << old_places);
+        let mut spilled = Vec::new();
+        for (line, two) in self.lines.iter().zip(lines.chunks_exact_mut(2)) {
+            let mut filled = [0; 2];
+            for entry in line.0 {
+                if entry & SPILLED != 0 {
+                    let place = entry & !(u32::MAX << old_places);
+                    columns.prefetch_name(place);
+                    spilled.push(place);
+                } else if entry != FREE {
+                    let half = usize::from(entry & next_bit != 0);
+                    two[half].0[filled[half]] = entry & kept;
+                    filled[half] += 1;
+                }
+            }
+        }
+        self.lines = lines;
+        self.doubled += 1;
+        self.entries -= spilled.len() as u32;
+        for place in spilled {
+            self.insert(hash(columns.name(place)), place, |_| {});
+        }
+    }
+
+    /// All entries into `count` lines, by their names.
     #[cold]
     fn rebuild(&mut self, count: usize, place_bits: u32, columns: &Columns) {
         /// Lines whose names are asked for ahead: some dozens of misses, as many as a core has under way.
         const AHEAD: usize = 3;
         let lines = vec![Line::EMPTY; count].into_boxed_slice();
-        let mut old = std::mem::replace(self, Self { lines, entries: 0, place_bits });
+        let new = Self { lines, base: count as u32, doubled: 0, entries: 0, place_bits };
+        let old = std::mem::replace(self, new);
         for line in 0..old.lines.len() + AHEAD {
             if let Some(ahead) = old.lines.get(line) {
                 for entry in ahead.0.iter().filter(|&&entry| entry != FREE) {
@@ -214,7 +260,25 @@ impl Part {
                 self.insert(hash(columns.name(place)), place, |_| {});
             }
         }
-        old.lines = Box::default();
+    }
+
+    /// Room for more entries, or for larger places.
+    #[cold]
+    fn grow(&mut self, count: usize, place_bits: u32, columns: &Columns) {
+        /// Hash bits that an entry must have beyond those that choose its line: of the entries of a line, one in
+        /// sixteen is then looked at in vain.
+        const BITS_LEFT: u32 = 4;
+        let bits = 31 - place_bits;
+        if count == self.lines.len() && self.doubled + 1 <= bits {
+            let hash_bits = u32::MAX << self.place_bits;
+            self.place_bits = place_bits;
+            let kept = SPILLED | self.tag_mask() | !hash_bits;
+            self.lines.iter_mut().flat_map(|line| &mut line.0).for_each(|entry| *entry &= kept);
+        } else if count == self.lines.len() * 2 && self.doubled + 1 + BITS_LEFT <= bits {
+            self.double(place_bits, columns);
+        } else {
+            self.rebuild(count, place_bits, columns);
+        }
     }
 }
 
@@ -256,8 +320,7 @@ impl NameTable {
     #[inline]
     pub(super) fn insert(&mut self, hash: u64, place: Place, columns: &Columns, seen: impl FnMut(Place)) {
         if self.parts.is_empty() {
-            let part = |_| Part { lines: Box::default(), entries: 0, place_bits: MIN_PLACE_BITS };
-            self.parts = (0..PARTS).map(part).collect();
+            self.parts = (0..PARTS).map(|_| Part::new()).collect();
         }
         let index = Self::part(hash);
         let part = &mut self.parts[index];
@@ -273,10 +336,10 @@ impl NameTable {
         let part = &mut self.parts[index];
         let before = part.lines.len();
         let count = if part.entries as usize >= before * FULL { lines_above(index, before) } else { before };
-        // Two bits more than now needed: two doublings until the next time.
-        let needed = (32 - place.leading_zeros() + 2).min(28);
-        let place_bits = if place >> part.place_bits == 0 { part.place_bits } else { needed };
-        part.rebuild(count, place_bits, columns);
+        // A bit more than now needed: places are twice as large when the part doubles the next time, so that parts
+        // change this one by one, with their size.
+        let place_bits = part.place_bits.max(32 - place.leading_zeros() + 1).min(MAX_PLACE_BITS);
+        part.grow(count, place_bits, columns);
         self.lines += count - before;
     }
 

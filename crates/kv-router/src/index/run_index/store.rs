@@ -45,8 +45,7 @@ impl RunIndex {
         while let Some(first) = rest.first() {
             let known = if run == ROOT { 0 } else { self.known(run, offset, rest) };
             let taken = if known > 0 {
-                self.hold_known(slot, At { run, offset }, &rest[..known], is_whole)?;
-                known
+                self.hold_known(slot, At { run, offset }, &rest[..known], is_whole)?
             } else if let Some(child) = self.shared.child(run, offset, first.tokens_hash.0) {
                 (run, offset) = (child.id, 0);
                 continue;
@@ -70,27 +69,31 @@ impl RunIndex {
         stored.iter().zip(blocks).take_while(|(stored, block)| **stored == block.tokens_hash.0).count()
     }
 
-    /// Lets a slot hold blocks that are there.
+    /// Lets a slot hold blocks that are there. Returns how many: a name that moves may take others with it.
     fn hold_known(
         &mut self,
         slot: Slot,
         at: At,
         blocks: &[StoredBlock],
         is_whole: bool,
-    ) -> Result<(), ApplyError> {
+    ) -> Result<usize, ApplyError> {
         if self.are_names_plain() {
             let names = self.columns.names(self.place(at), blocks.len());
             if names.iter().zip(blocks).all(|(name, block)| *name == block.block_hash.0) {
-                return self.hold(slot, at.run, at.offset, blocks.len() as u32, is_whole);
+                self.hold(slot, at.run, at.offset, blocks.len() as u32, is_whole)?;
+                return Ok(blocks.len());
             }
         }
         for (number, block) in blocks.iter().enumerate() {
             let at = At { offset: at.offset + number as u32, ..at };
+            if at.offset >= self.len(at.run) {
+                return Ok(number);
+            }
             // A name that moved may have been that of a block above.
             let is_whole = if at.offset == 0 { is_whole } else { self.is_whole(at.run, slot, at.offset) };
             self.hold_as(slot, at, block.block_hash.0, is_whole)?;
         }
-        Ok(())
+        Ok(blocks.len())
     }
 
     /// Lets a slot hold `count` blocks of a run. `is_whole` says that it lacks nothing above the first of them.
