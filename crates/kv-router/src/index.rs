@@ -86,7 +86,7 @@ pub struct Match {
 #[derive(Clone, Debug, Default)]
 pub struct MatchBuffer {
     pub(crate) matches: Vec<Match>,
-    /// By slot index: blocks that the slot held at the time.
+    /// By slot index: blocks that the slot held at the time; may be longer than there are slots.
     pub(crate) held_blocks: Vec<u32>,
     /// Scratch: slot indices that hold all blocks so far.
     active: Vec<u32>,

@@ -24,6 +24,8 @@ use crate::Slot;
 mod children;
 mod clear;
 mod columns;
+#[cfg(test)]
+mod concurrency_tests;
 mod dump;
 mod epochs;
 mod family;
@@ -179,7 +181,7 @@ impl RunIndex {
         let state = &mut self.slots[slot.index()];
         state.blocks = state.blocks + more - fewer;
         self.held = self.held + more as usize - fewer as usize;
-        self.shared.slot(slot.index()).store(pair(slot.to_bits(), state.blocks), Relaxed);
+        self.shared.set_slot_blocks(slot, state.blocks);
     }
 
     /// Makes the slot known under its present generation.

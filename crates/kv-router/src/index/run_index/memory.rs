@@ -27,6 +27,12 @@ impl Unseen {
     }
 }
 
+/// Words of a cache line. Headers are one each, and must not lie across two.
+const LINE: usize = 8;
+
+#[repr(align(64))]
+struct Line(#[allow(dead_code, reason = "chunks of lines are read as words")] [AtomicU64; LINE]);
+
 /// `CHUNKS` chunks at most, of 2^`BITS` words each. A stretch never crosses the border of a chunk.
 pub(super) struct Words<const BITS: u32, const CHUNKS: usize> {
     /// Zeroed pages until they are used: a large directory costs nothing before.
@@ -46,10 +52,10 @@ impl<const BITS: u32, const CHUNKS: usize> Words<BITS, CHUNKS> {
     /// Makes a chunk of zeros. Only the writer calls it, for a chunk that is not there.
     pub(super) fn add_chunk(&self, chunk: usize) {
         debug_assert!(self.chunks[chunk].load(Relaxed).is_null());
-        let words = Box::<[AtomicU64]>::new_zeroed_slice(Self::LEN);
-        // SAFETY: all zeros is a valid atomic.
-        let words = unsafe { words.assume_init() };
-        self.chunks[chunk].store(Box::into_raw(words).cast(), Release);
+        let lines = Box::<[Line]>::new_zeroed_slice(Self::LEN / LINE);
+        // SAFETY: all zeros are valid atomics.
+        let lines = unsafe { lines.assume_init() };
+        self.chunks[chunk].store(Box::into_raw(lines).cast(), Release);
     }
 
     /// Gives a chunk back in which nothing is in use. Only the writer calls it.
@@ -60,9 +66,9 @@ impl<const BITS: u32, const CHUNKS: usize> Words<BITS, CHUNKS> {
     fn free(&self, chunk: usize) {
         let words = self.chunks[chunk].swap(std::ptr::null_mut(), Relaxed);
         if !words.is_null() {
-            let words = std::ptr::slice_from_raw_parts_mut(words, Self::LEN);
+            let lines = std::ptr::slice_from_raw_parts_mut(words.cast::<Line>(), Self::LEN / LINE);
             // SAFETY: it was made by `add_chunk` of a box of this length; the callers say that nobody uses it.
-            drop(unsafe { Box::from_raw(words) });
+            drop(unsafe { Box::from_raw(lines) });
         }
     }
 

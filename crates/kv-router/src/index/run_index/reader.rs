@@ -8,14 +8,18 @@ use std::sync::{
 use dynamo_tokens::LocalBlockHash;
 
 use super::{
-    header::{HOLDERS, ROOT, counting, halves, slot_of},
+    header::{HOLDERS, ROOT, counting, slot_of},
     lanes::common_prefix,
+    memory::prefetch,
     shared::Shared,
 };
 use crate::{
     Slot,
     index::{IndexCounts, Match, MatchBuffer},
 };
+
+/// Cache lines of a query asked for before anything else: what a short one has.
+const QUERY_AHEAD: usize = 8;
 
 /// A handle that reads a [`RunIndex`](super::RunIndex), beside its writer and other readers, and waits for none.
 ///
@@ -41,12 +45,12 @@ impl RunReader {
     ///
     /// Threads may share a handle; with one each they do not disturb one another.
     pub fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer) {
-        out.clear();
+        // The query may not be in this core's cache yet; it comes while the seat is taken.
+        local.iter().step_by(8).take(QUERY_AHEAD).for_each(prefetch);
+        out.matches.clear();
         let shared = &*self.shared;
-        for words in shared.slots() {
-            out.held_blocks.extend(words.iter().map(|word| word.load(Relaxed) as u32));
-        }
         let pin = shared.epochs.pin(self.seat);
+        shared.all_slot_blocks(&mut out.held_blocks);
         let (mut parent, mut offset, mut depth) = (ROOT, 0, 0);
         while let Some(first) = local.get(depth) {
             let Some(run) = shared.child(parent, offset, first.0) else { break };
@@ -70,11 +74,7 @@ impl RunReader {
 
     /// Blocks that a slot holds.
     pub fn held_blocks(&self, slot: Slot) -> u32 {
-        if slot.index() >= self.shared.slot_limit.load(Acquire) {
-            return 0;
-        }
-        let (owner, blocks) = halves(self.shared.slot(slot.index()).load(Relaxed));
-        if owner == slot.to_bits() { blocks } else { 0 }
+        self.shared.slot_blocks(slot)
     }
 
     /// How large the index was after the last event; bytes after one of the last 64.

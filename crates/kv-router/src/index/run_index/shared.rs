@@ -12,6 +12,7 @@ use super::{
     header::{EXTENT, HEADER, LIST, ORIGIN, RunId, halves, pair},
     memory::{Place, Words},
 };
+use crate::Slot;
 
 /// 2,048 headers of 64 bytes in a chunk, 33 million runs at most.
 pub(super) type Headers = Words<14, { 1 << 14 }>;
@@ -19,6 +20,7 @@ pub(super) type Headers = Words<14, { 1 << 14 }>;
 pub(super) type Lists = Words<16, { 1 << 14 }>;
 /// A word for each slot there can be.
 type Slots = Words<10, { 1 << 10 }>;
+const SLOTS_PER_CHUNK: usize = 1 << 10;
 
 /// Parts of the table of children, each of which is rebuilt alone. With a million runs that is 2,000 entries at once.
 pub(super) const CHILD_PARTS: usize = 512;
@@ -32,6 +34,8 @@ pub(super) struct Shared {
     pub(super) children: Box<[AtomicU64]>,
     /// By slot index: the slot and how many blocks it holds.
     slots: Slots,
+    /// The blocks once more, of two slots in a word, since every answer has them all.
+    held: Slots,
     pub(super) slot_limit: AtomicUsize,
     pub(super) epochs: Epochs,
     pub(super) blocks: AtomicUsize,
@@ -70,6 +74,7 @@ impl Shared {
             lists: Words::new(),
             children: (0..CHILD_PARTS).map(|_| AtomicU64::new(0)).collect(),
             slots: Words::new(),
+            held: Words::new(),
             slot_limit: AtomicUsize::new(0),
             epochs: Epochs::new(),
             blocks: AtomicUsize::new(0),
@@ -141,39 +146,64 @@ impl Shared {
         }
     }
 
-    /// The word of a slot: itself, and its blocks.
-    pub(super) fn slot(&self, index: usize) -> &AtomicU64 {
-        &self.slots.slice(index as Place, 1)[0]
+    /// Blocks that a slot holds.
+    pub(super) fn slot_blocks(&self, slot: Slot) -> u32 {
+        if slot.index() >= self.slot_limit.load(Acquire) {
+            return 0;
+        }
+        let (owner, blocks) = halves(self.slots.slice(slot.index() as Place, 1)[0].load(Relaxed));
+        if owner == slot.to_bits() { blocks } else { 0 }
     }
 
-    /// The words of the slots there are, in stretches.
-    pub(super) fn slots(&self) -> impl Iterator<Item = &[AtomicU64]> {
-        const STRETCH: usize = 1 << 10;
+    /// Says how many blocks a slot holds. Only the writer calls it.
+    pub(super) fn set_slot_blocks(&self, slot: Slot, blocks: u32) {
+        let index = slot.index() as Place;
+        self.slots.slice(index, 1)[0].store(pair(slot.to_bits(), blocks), Relaxed);
+        let word = &self.held.slice(index / 2, 1)[0];
+        let (odd, even) = halves(word.load(Relaxed));
+        let new = if index.is_multiple_of(2) { pair(odd, blocks) } else { pair(blocks, even) };
+        word.store(new, Relaxed);
+    }
+
+    /// The blocks of all slots, by slot index.
+    #[inline]
+    pub(super) fn all_slot_blocks(&self, held: &mut Vec<u32>) {
         let limit = self.slot_limit.load(Acquire);
-        (0..limit)
-            .step_by(STRETCH)
-            .map(move |from| self.slots.slice(from as Place, (limit - from).min(STRETCH)))
+        let words = limit.div_ceil(2);
+        if held.len() != words * 2 {
+            held.resize(words * 2, 0);
+        }
+        for (chunk, held) in held.chunks_mut(2 * SLOTS_PER_CHUNK).enumerate() {
+            let words = self.held.slice((chunk * SLOTS_PER_CHUNK) as Place, held.len() / 2);
+            for (word, held) in words.iter().zip(held.chunks_exact_mut(2)) {
+                let (odd, even) = halves(word.load(Relaxed));
+                (held[0], held[1]) = (even, odd);
+            }
+        }
     }
 
     /// Makes words for the slots below `limit`. Only the writer calls it.
     pub(super) fn add_slots(&self, limit: usize) {
         let before = self.slot_limit.load(Relaxed);
-        for chunk in before.div_ceil(1 << 10)..limit.div_ceil(1 << 10) {
+        for chunk in before.div_ceil(SLOTS_PER_CHUNK)..limit.div_ceil(SLOTS_PER_CHUNK) {
             self.slots.add_chunk(chunk);
         }
+        for chunk in before.div_ceil(2 * SLOTS_PER_CHUNK)..limit.div_ceil(2 * SLOTS_PER_CHUNK) {
+            self.held.add_chunk(chunk);
+        }
         for index in before..limit {
-            let slot = crate::Slot::new(index as u32, 0);
-            self.slot(index).store(pair(slot.to_bits(), 0), Relaxed);
+            self.set_slot_blocks(Slot::new(index as u32, 0), 0);
         }
         self.slot_limit.store(limit, Release);
     }
 
     pub(super) fn own_bytes(&self) -> usize {
-        let slot_chunks = self.slot_limit.load(Relaxed).div_ceil(1 << 10);
+        let limit = self.slot_limit.load(Relaxed);
+        let slot_chunks = limit.div_ceil(SLOTS_PER_CHUNK) + limit.div_ceil(2 * SLOTS_PER_CHUNK);
         size_of::<Self>()
             + size_of_val(&*self.children)
             + self.epochs.bytes()
             + slot_chunks * Slots::CHUNK_BYTES
-            + Slots::directory_bytes(slot_chunks)
+            + 2 * Slots::directory_bytes(slot_chunks)
     }
 }

@@ -11,6 +11,7 @@ use super::{
     header::{EXTENT, Holding, ORIGIN, ROOT, RunId, pair},
     holes::Bits,
     limbo::Retired,
+    names::hash,
     shared::child_hash,
 };
 use crate::Slot;
@@ -19,6 +20,8 @@ use crate::Slot;
 const MAX_MOVED: u32 = 256;
 /// This many blocks and more are a run of their own, rather than that a shorter run moves for them.
 const WORTH_A_RUN: u32 = 64;
+/// Blocks whose lines in the table of names are asked for at the beginning.
+const SOON: usize = 4;
 
 impl RunIndex {
     pub(super) fn store(
@@ -32,6 +35,10 @@ impl RunIndex {
             if before.replace(block.block_hash) == Some(block.block_hash) {
                 return Err(ApplyError::InvalidBlock);
             }
+        }
+        // Most stores are of new blocks: their lines of the table come while the parent is looked up.
+        for block in blocks.iter().take(SOON) {
+            self.names.prefetch(hash(block.block_hash.0));
         }
         let (mut run, mut offset) = match parent {
             Some(parent) => {
@@ -202,7 +209,7 @@ impl RunIndex {
         self.shared.header(run)[EXTENT].store(pair(new, len), Release);
         for number in 0..len {
             let name = self.columns.name(place + number);
-            self.names.replace(super::names::hash(name), place + number, new + number, &self.columns);
+            self.names.replace(hash(name), place + number, new + number, &self.columns);
         }
         self.cold[run as usize].units = roomy as u16;
         self.retire(Retired::Blocks { place, units });
