@@ -90,8 +90,11 @@ pub struct MatchBuffer {
     pub(crate) held_blocks: Vec<u32>,
     /// Scratch: slot indices that hold all blocks so far.
     active: Vec<u32>,
-    /// Scratch of an index that finds a slot more than once, by slot index; all 0 between queries.
-    positions: Vec<u32>,
+    /// Scratch of an index that finds a slot more than once, by slot index: in which query it was found last, and where
+    /// in `matches` it is.
+    positions: Vec<u64>,
+    /// The number of that index's last query.
+    query: u32,
 }
 
 impl MatchBuffer {

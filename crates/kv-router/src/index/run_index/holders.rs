@@ -1,6 +1,6 @@
 //! Who holds how much of a run, as the writer changes it under the readers' eyes.
 //!
-//! Up to five holders are words of the header, more are a list elsewhere, hashed by slot. A word keeps its place in
+//! Up to five holders are words of the header, more are a list elsewhere. A word keeps its place in
 //! the header or list for as long as its slot holds the run, so that no reader passes it by while it moves.
 
 use std::sync::atomic::{
@@ -15,35 +15,82 @@ use super::{
 };
 use crate::Slot;
 
-/// Words of the smallest list.
-const SMALLEST: u32 = 16;
-/// Words of the largest: half a chunk of lists, for 24,000 holders of one run.
+/// Holders in the smallest list.
+const SMALLEST: u32 = 8;
+/// Holders in the largest: more slots than that on one block are more than a router serves.
 const LARGEST: u32 = 1 << 15;
 /// Holders that come back from a list into the header; fewer than it has room for, so that they do not come and go.
 const FEW: u16 = 3;
 
-/// Where a slot's word is or would be in a list.
-fn probe(list: &[AtomicU64], slot: Slot) -> &AtomicU64 {
-    let mask = list.len() - 1;
-    let mut at = (slot.index() * 0x9E37_79B1) >> 7 & mask;
-    loop {
-        let word = list[at].load(Relaxed);
-        if word == 0 || slot_of(word) == slot {
-            return &list[at];
+/// A list of holders: their words one after the other, for readers, and where whose word is, for the writer, in
+/// a hash table of 16-bit positions, twice as long.
+#[derive(Clone, Copy)]
+struct List<'a> {
+    words: &'a [AtomicU64],
+    index: &'a [AtomicU64],
+}
+
+/// Words of memory for a list of `len` holders.
+fn memory(len: u32) -> u32 {
+    len + len / 2
+}
+
+impl<'a> List<'a> {
+    fn of(memory: &'a [AtomicU64]) -> Self {
+        let (words, index) = memory.split_at(memory.len() / 3 * 2);
+        Self { words, index }
+    }
+
+    /// A slot's word.
+    fn find(self, slot: Slot) -> Option<&'a AtomicU64> {
+        let mut found = None;
+        self.probe(slot, |at| {
+            let word = &self.words[at];
+            if slot_of(word.load(Relaxed)) == slot {
+                found = Some(word);
+            }
+            found.is_some()
+        });
+        found
+    }
+
+    /// Puts a slot's word behind the `listed` ones.
+    fn push(self, listed: usize, word: u64) {
+        let place = self.probe(slot_of(word), |_| false);
+        let entry = &self.index[place / 4];
+        entry.store(entry.load(Relaxed) | (listed as u64 + 1) << (place % 4 * 16), Relaxed);
+        self.words[listed].store(word, Release);
+    }
+
+    /// Calls `is_it` with the positions that may be the slot's, and returns where in the index the search ended.
+    fn probe(self, slot: Slot, mut is_it: impl FnMut(usize) -> bool) -> usize {
+        let mask = self.index.len() * 4 - 1;
+        let mut place = (slot.index() * 0x9E37_79B1) >> 7 & mask;
+        loop {
+            let entry = (self.index[place / 4].load(Relaxed) >> (place % 4 * 16)) as u16;
+            if entry == 0 || is_it(usize::from(entry) - 1) {
+                return place;
+            }
+            place = (place + 1) & mask;
         }
-        at = (at + 1) & mask;
     }
 }
 
 impl RunIndex {
+    fn list(&self, run: RunId) -> Option<List<'_>> {
+        match halves(self.shared.header(run)[LIST].load(Relaxed)) {
+            (0, _) => None,
+            (place, bits) => Some(List::of(self.shared.lists.slice(place, memory(1 << bits) as usize))),
+        }
+    }
+
     fn word(&self, run: RunId, slot: Slot) -> Option<&AtomicU64> {
-        let header = self.shared.header(run);
-        match self.shared.holder_list(header) {
-            None => header[HOLDERS..].iter().find(|word| {
+        match self.list(run) {
+            None => self.shared.header(run)[HOLDERS..].iter().find(|word| {
                 let word = word.load(Relaxed);
                 word != 0 && slot_of(word) == slot
             }),
-            Some(list) => Some(probe(list, slot)).filter(|word| word.load(Relaxed) != 0),
+            Some(list) => list.find(slot),
         }
     }
 
@@ -65,42 +112,41 @@ impl RunIndex {
             return Ok(());
         }
         let header = self.shared.header(run);
-        match self.shared.holder_list(header).map(<[_]>::len) {
+        let cold = self.cold[run as usize];
+        match self.list(run) {
             None if header[HOLDERS..].iter().any(|word| word.load(Relaxed) == 0) => Ok(()),
             None => self.relist(run, SMALLEST),
-            Some(len) => {
-                let cold = self.cold[run as usize];
-                if (usize::from(cold.listed) + 1) * 4 <= len * 3 {
-                    return Ok(());
-                }
-                let wanted = (u32::from(cold.holders) + 1) * 2;
+            Some(list) if usize::from(cold.listed) < list.words.len() => Ok(()),
+            Some(_) => {
+                // A quarter more than there are, so that some may leave and others come before the next time.
+                let wanted = u32::from(cold.holders) * 5 / 4 + 1;
                 self.relist(run, wanted.next_power_of_two().max(SMALLEST))
             }
         }
     }
 
-    /// Writes all holders into a list of `len` words, and then puts it in the place of the present one.
+    /// Writes all holders into a list for `len`, and then puts it in the place of the present one.
     #[cold]
     fn relist(&mut self, run: RunId, len: u32) -> Result<(), ApplyError> {
         if len > LARGEST {
             return Err(ApplyError::Full);
         }
-        let place = self.new_list(len).ok_or(ApplyError::Full)?;
-        let list = self.shared.lists.slice(place, len as usize);
+        let place = self.new_list(memory(len)).ok_or(ApplyError::Full)?;
+        let list = List::of(self.shared.lists.slice(place, memory(len) as usize));
         let header = self.shared.header(run);
         let old = self.shared.holder_list(header).unwrap_or(&header[HOLDERS..]);
         let mut holders = 0;
         for word in old {
             let word = word.load(Relaxed);
             if Holding::of(word).blocks > 0 {
-                probe(list, slot_of(word)).store(word, Relaxed);
+                list.push(holders, word);
                 holders += 1;
             }
         }
         self.replace_list(run, pair(place, len.trailing_zeros()));
         let epoch = self.shared.epochs.current();
         let cold = &mut self.cold[run as usize];
-        (cold.holders, cold.listed) = (holders, holders);
+        (cold.holders, cold.listed) = (holders as u16, holders as u16);
         // Readers may look at the words in the header, which have to stay as they are.
         cold.epoch = epoch;
         Ok(())
@@ -111,7 +157,7 @@ impl RunIndex {
         let (place, bits) = halves(header[LIST].load(Relaxed));
         header[LIST].store(list, Release);
         if place != 0 {
-            self.retire(Retired::List { place, words: 1 << bits });
+            self.retire(Retired::List { place, words: memory(1 << bits) });
         }
     }
 
@@ -128,14 +174,15 @@ impl RunIndex {
             }
             None if new.blocks == 0 => return,
             None => {
-                let free = match self.shared.holder_list(header) {
-                    Some(list) => Some(probe(list, slot)),
-                    None => header[HOLDERS..].iter().find(|word| word.load(Relaxed) == 0),
-                };
-                if let Some(free) = free {
-                    free.store(new.word(slot), Release);
+                if let Some(list) = self.list(run) {
+                    list.push(self.cold[run as usize].listed.into(), new.word(slot));
+                } else {
+                    let free = header[HOLDERS..].iter().find(|word| word.load(Relaxed) == 0);
+                    debug_assert!(free.is_some(), "there is room for a holder");
+                    if let Some(free) = free {
+                        free.store(new.word(slot), Release);
+                    }
                 }
-                debug_assert!(free.is_some(), "there is room for a holder");
                 (Holding::NONE, 1, 1)
             }
         };

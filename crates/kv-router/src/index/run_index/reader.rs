@@ -2,7 +2,10 @@
 
 use std::sync::{
     Arc,
-    atomic::Ordering::{Acquire, Relaxed},
+    atomic::{
+        AtomicU64,
+        Ordering::{Acquire, Relaxed},
+    },
 };
 
 use dynamo_tokens::LocalBlockHash;
@@ -48,6 +51,10 @@ impl RunReader {
         // The query may not be in this core's cache yet; it comes while the seat is taken.
         local.iter().step_by(8).take(QUERY_AHEAD).for_each(prefetch);
         out.matches.clear();
+        out.query = out.query.wrapping_add(1);
+        if out.query == 0 {
+            (out.query, out.positions) = (1, Vec::new());
+        }
         let shared = &*self.shared;
         let pin = shared.epochs.pin(self.seat);
         shared.all_slot_blocks(&mut out.held_blocks);
@@ -56,8 +63,8 @@ impl RunReader {
             let Some(run) = shared.child(parent, offset, first.0) else { break };
             let matched = common_prefix(shared.blocks(&run), &local[depth..]);
             let found = match shared.holder_list(run.header) {
-                None => credit(&run.header[HOLDERS..], depth, matched, out),
-                Some(list) => credit(list, depth, matched, out),
+                None => credit(&run.header[HOLDERS..], false, depth, matched, out),
+                Some(list) => credit(list, true, depth, matched, out),
             };
             if !found {
                 // No slot has all blocks up to here, so none has more.
@@ -67,9 +74,6 @@ impl RunReader {
             depth += matched;
         }
         drop(pin);
-        for found in &out.matches {
-            out.positions[found.slot.index()] = 0;
-        }
     }
 
     /// Blocks that a slot holds.
@@ -88,35 +92,34 @@ impl RunReader {
 }
 
 /// Gives each holder that lacks nothing above what it has of a run's `matched` first blocks. Says whether there are
-/// any. A holder's earlier match, in a run above, is shorter.
+/// any. A holder's earlier match, in a run above, is shorter. A list ends with its first unused word.
 #[inline]
-fn credit(
-    words: &[std::sync::atomic::AtomicU64],
-    depth: usize,
-    matched: usize,
-    out: &mut MatchBuffer,
-) -> bool {
-    let mut found = false;
+fn credit(words: &[AtomicU64], is_list: bool, depth: usize, matched: usize, out: &mut MatchBuffer) -> bool {
+    let (mut found, depth, matched) = (false, depth as u32, matched as u32);
+    let stamp = u64::from(out.query) << 32;
     for word in words {
         let word = word.load(Acquire);
+        if word == 0 && is_list {
+            break;
+        }
         let blocks = counting(word);
         if blocks <= 0 {
             continue;
         }
         found = true;
         let slot = slot_of(word);
-        let device_blocks = depth as u32 + (blocks as u32).min(matched as u32);
+        let device_blocks = depth + (blocks as u32).min(matched);
         let index = slot.index();
         if index >= out.positions.len() {
             out.positions.resize(index + 1, 0);
         }
-        // Scratch: one more than the slot's position in the list.
-        match out.positions[index] {
-            0 => {
-                out.matches.push(Match { slot, device_blocks });
-                out.positions[index] = out.matches.len() as u32;
-            }
-            at => out.matches[at as usize - 1] = Match { slot, device_blocks },
+        // The number of the query, and the slot's position in its list.
+        let position = out.positions[index];
+        if position >> 32 << 32 == stamp {
+            out.matches[position as u32 as usize] = Match { slot, device_blocks };
+        } else {
+            out.positions[index] = stamp | out.matches.len() as u64;
+            out.matches.push(Match { slot, device_blocks });
         }
     }
     found
