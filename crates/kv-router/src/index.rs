@@ -9,6 +9,8 @@ mod jolt;
 mod kinds;
 mod kv_index;
 mod locked_radix_tree;
+#[cfg(test)]
+mod long_histories;
 mod names;
 mod node_table;
 mod nodes;
@@ -16,6 +18,7 @@ mod positional_index;
 mod radix_tree;
 #[cfg(test)]
 mod reference_model;
+mod run_index;
 mod shared_sets;
 mod slot_states;
 mod tiers;
@@ -28,6 +31,7 @@ pub use kv_index::{EventCounters, EventKind, EventStatus, IndexError, KvIndex, W
 pub use locked_radix_tree::LockedRadixTree;
 pub use positional_index::PositionalIndexer;
 pub use radix_tree::RadixTree;
+pub use run_index::{RunIndex, RunReader};
 pub use tiers::{TierMatch, TieredIndex, TieredWriter, with_tiers};
 
 use crate::Slot;
@@ -114,7 +118,7 @@ pub struct Match {
 #[derive(Clone, Debug, Default)]
 pub struct MatchBuffer {
     pub(crate) matches: Vec<Match>,
-    /// By slot index: blocks that the slot held at the time.
+    /// By slot index: blocks that the slot held at the time; may be longer than there are slots.
     pub(crate) held_blocks: Vec<u32>,
     /// Slots that have more on lower tiers than on the device.
     pub(crate) lower: Vec<TierMatch>,
@@ -128,6 +132,11 @@ pub struct MatchBuffer {
     chain: Vec<SequenceHash>,
     /// Scratch: slot indices that hold the first block, and may have holes.
     astray: Vec<u32>,
+    /// Scratch of an index that finds a slot more than once, by slot index: in which query it was found last, and where
+    /// in `matches` it is.
+    positions: Vec<u64>,
+    /// The number of that index's last query.
+    query: u32,
 }
 
 impl MatchBuffer {

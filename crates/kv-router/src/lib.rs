@@ -34,7 +34,8 @@ pub use event_order::{
 pub use index::{
     ApplyError, ConcurrentRadixTree, EventCounters, EventKind, EventStatus, IndexCounts, IndexError,
     IndexParts, IndexerKind, KvIndex, LockedRadixTree, MAX_LANES, Match, MatchBuffer, PositionalIndexer,
-    PrefixIndex, RadixTree, SharedIndex, TierMatch, TieredIndex, TieredWriter, WorkerSlot, with_tiers,
+    PrefixIndex, RadixTree, RunIndex, RunReader, SharedIndex, TierMatch, TieredIndex, TieredWriter,
+    WorkerSlot, with_tiers,
 };
 pub use lanes::{
     DumpError, FlushError, LaneBroken, LaneConfig, LaneGauges, LaneIndex, LaneReport, RankDump,

@@ -252,6 +252,11 @@ fn nobody_is_credited_with_what_was_never_there_at_one_time() {
 }
 
 #[test]
+fn run_index_answers_are_true_while_it_is_written() {
+    assert_answers_are_true(Names::Any, IndexerKind::Run);
+}
+
+#[test]
 fn radix_tree_answers_are_true_while_it_is_written() {
     assert_answers_are_true(Names::Any, IndexerKind::Radix);
 }

@@ -2,14 +2,23 @@
 
 use std::{fmt, num::NonZeroUsize, str::FromStr, sync::Arc};
 
-use super::{ConcurrentRadixTree, LockedRadixTree, PositionalIndexer, PrefixIndex, SharedIndex};
+use dynamo_tokens::LocalBlockHash;
+
+use super::{
+    ConcurrentRadixTree, IndexCounts, LockedRadixTree, MatchBuffer, PositionalIndexer, PrefixIndex, RunIndex,
+    RunReader, SharedIndex,
+};
+use crate::Slot;
 
 /// Lanes at most, whatever the index: more threads than a router has cores to spare help nobody.
 pub const MAX_LANES: usize = 64;
 
 /// An index by the name that `--router-indexer` knows it by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IndexerKind {
+    /// `run`: [`RunIndex`], which one lane writes.
+    #[default]
+    Run,
     /// `radix`: [`RadixTree`](crate::RadixTree) under a lock; small, and fast with one lane.
     Radix,
     /// `concurrent`: [`ConcurrentRadixTree`].
@@ -28,12 +37,12 @@ pub struct IndexParts {
 
 impl IndexerKind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Radix, Self::ConcurrentRadix, Self::Positional];
+    pub const ALL: [Self; 4] = [Self::Run, Self::Radix, Self::ConcurrentRadix, Self::Positional];
 
     /// How many lanes may write to it at once.
     pub const fn max_lanes(self) -> usize {
         match self {
-            Self::Radix => 1,
+            Self::Run | Self::Radix => 1,
             Self::ConcurrentRadix | Self::Positional => MAX_LANES,
         }
     }
@@ -42,6 +51,10 @@ impl IndexerKind {
     pub fn build(self, lanes: NonZeroUsize) -> IndexParts {
         let lanes = lanes.get().min(self.max_lanes());
         match self {
+            Self::Run => {
+                let index = RunIndex::new();
+                IndexParts { reader: Arc::new(index.reader()), writers: vec![Box::new(index)] }
+            }
             Self::Radix => parts(LockedRadixTree::default(), lanes),
             Self::ConcurrentRadix => parts(ConcurrentRadixTree::new(), lanes),
             Self::Positional => parts(PositionalIndexer::default(), lanes),
@@ -53,6 +66,20 @@ impl IndexerKind {
 fn parts<I: SharedIndex + PrefixIndex + Clone + 'static>(index: I, lanes: usize) -> IndexParts {
     let writer = |_| -> Box<dyn PrefixIndex> { Box::new(index.clone()) };
     IndexParts { writers: (0..lanes).map(writer).collect(), reader: Arc::new(index) }
+}
+
+impl SharedIndex for RunReader {
+    fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer) {
+        Self::find_matches(self, local, out);
+    }
+
+    fn held_blocks(&self, slot: Slot) -> u32 {
+        Self::held_blocks(self, slot)
+    }
+
+    fn counts(&self) -> IndexCounts {
+        Self::counts(self)
+    }
 }
 
 impl FromStr for IndexerKind {
@@ -70,6 +97,7 @@ impl FromStr for IndexerKind {
 impl fmt::Display for IndexerKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Run => "run",
             Self::Radix => "radix",
             Self::ConcurrentRadix => "concurrent",
             Self::Positional => "positional",
@@ -89,6 +117,9 @@ mod tests {
             assert_eq!(parts.writers.len(), kind.max_lanes());
             assert_eq!(parts.reader.counts().blocks, 0);
         }
-        assert_eq!("flat".parse::<IndexerKind>(), Err("use one of radix, concurrent, positional".into()));
+        assert_eq!(
+            "flat".parse::<IndexerKind>(),
+            Err("use one of run, radix, concurrent, positional".into())
+        );
     }
 }

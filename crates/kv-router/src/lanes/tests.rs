@@ -324,7 +324,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
     #[test]
-    fn lanes_end_up_where_the_plain_index_does(steps in steps(), kind in 0..3usize, lanes in 1..4usize) {
+    fn lanes_end_up_where_the_plain_index_does(steps in steps(), kind in 0..4usize, lanes in 1..4usize) {
         let (index, _) = start(IndexerKind::ALL[kind], config(lanes));
         let mut plain: KvIndex = KvIndex::default();
         for step in &steps {
