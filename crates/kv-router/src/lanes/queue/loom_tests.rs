@@ -1,4 +1,4 @@
-//! Every interleaving of a few threads: `RUSTFLAGS="--cfg loom" cargo test -p dynamo-kv-router --release --lib loom`.
+//! Every interleaving of a few threads: `LOOM_MAX_PREEMPTIONS=3 RUSTFLAGS="--cfg loom" cargo test -p dynamo-kv-router --release --lib loom`.
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
