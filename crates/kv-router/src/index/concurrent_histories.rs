@@ -229,7 +229,8 @@ fn assert_never_three(kind: IndexerKind) {
                 reader.find_matches(&locals, &mut out);
                 let got = out.device_blocks(slot(3)) as usize;
                 seen[got] += 1;
-                assert!(got == 0 || got == 2, "{kind}: {got} blocks, but 0 or 2 were true: {seen:?}");
+                // With 0 and 2 true during one call, 1 is between them.
+                assert!(got <= 2, "{kind}: {got} blocks, but at most 2 were there at one time: {seen:?}");
                 assert_eq!(out.device_blocks(slot(2)), 3);
             }
         });

@@ -75,10 +75,14 @@ fn dump_lower(
     }
 }
 
-/// A name that nothing has on the host, made of one that no alias is equal to.
+/// A name that nothing has on the host, and that is nobody's alias: a parent is looked for under its bare name, too.
 fn unused_name(names: &LowerNames, filler: u64) -> u64 {
+    let is_taken = |name| {
+        names.by_alias.contains_key(&name)
+            || names.by_alias.contains_key(&alias(StorageTier::HostPinned, name))
+    };
     let mut name = alias(StorageTier::External, filler);
-    while names.by_alias.contains_key(&alias(StorageTier::HostPinned, name)) {
+    while is_taken(name) {
         name = alias(StorageTier::External, name);
     }
     name
