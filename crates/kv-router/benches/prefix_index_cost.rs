@@ -23,7 +23,7 @@ fn mix(value: u64) -> u64 {
 fn chain(number: u64) -> Vec<StoredBlock> {
     let mut name = 0;
     let block = |at: u64| {
-        let local = if at < SHARED { mix(number % 8 << 32 | at) } else { mix((number + 8) << 32 | at) };
+        let local = if at < SHARED { mix((number % 8) << 32 | at) } else { mix((number + 8) << 32 | at) };
         name = mix(name ^ local);
         StoredBlock { block_hash: ExternalBlockHash(name), tokens_hash: LocalBlockHash(local) }
     };
