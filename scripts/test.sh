@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # All checks and tests, with the minutes that each step took. Installs what they need.
 #   scripts/test.sh            everything
-#   scripts/test.sh STEP ...   only these steps: format arrows clippy unit conformance
+#   scripts/test.sh STEP ...   only these steps: format arrows clippy unit cost conformance
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 steps=("$@")
-[ "${#steps[@]}" -gt 0 ] || steps=(format arrows clippy unit conformance)
+[ "${#steps[@]}" -gt 0 ] || steps=(format arrows clippy unit cost conformance)
 passed=0 failed=0 skipped=0
 summary=()
 
@@ -38,6 +38,9 @@ PY
   count "$p" "$f" "$s"
   return "$status"
 }
+
+# Instructions of the prefix index, under callgrind.
+step_cost() { scripts/index_cost.sh; }
 
 step_conformance() {
   scripts/ensure_packages.sh python3-venv=/usr/lib/python3*/ensurepip nodejs=node npm=npm

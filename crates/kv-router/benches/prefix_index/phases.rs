@@ -113,7 +113,7 @@ pub(crate) fn read(
     let blocks: usize = queries.iter().map(Vec::len).sum();
     let (mut out, mut warm) = (MatchBuffer::default(), Vec::new());
     let (mut best, mut check, mut latencies) = (f64::MAX, 0u64, Vec::with_capacity(queries.len()));
-    for _ in 0..std::env::var("RR").map_or(READ_ROUNDS, |r| r.parse().unwrap()) {
+    for _ in 0..READ_ROUNDS {
         latencies.clear();
         check = 0;
         let start = Instant::now();

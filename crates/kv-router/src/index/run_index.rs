@@ -217,7 +217,7 @@ impl RunIndex {
                     self.columns.give(place, units, &self.shared.locals, &unseen);
                 }
                 Retired::List { place, words } => {
-                    if let Some(chunk) = self.lists.give(place / UNIT, words / UNIT) {
+                    if let Some(chunk) = self.lists.give(place / UNIT, words.div_ceil(UNIT)) {
                         self.shared.lists.drop_chunk(chunk, &unseen);
                     }
                 }

@@ -57,7 +57,7 @@ impl Epochs {
         seat
     }
 
-    /// Begins a query. A reader whose seat is taken, because threads share it, tries the others; if all are taken it
+    /// Begins a query, on a seat from `give_seat`. A reader whose seat is taken, because threads share it, tries the others; if all are taken it
     /// stands, and nothing is given back before it is done.
     #[inline]
     pub(super) fn pin(&self, seat: usize) -> Pin<'_> {
@@ -150,5 +150,75 @@ mod tests {
         let _standing = Pin { epochs: &epochs, seat: None };
         epochs.standing.fetch_add(1, AcqRel);
         assert!(epochs.current() >= epochs.advance(), "one stands");
+    }
+}
+
+/// `RUSTFLAGS="--cfg loom" cargo test -p dynamo-kv-router --release --lib epochs`
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::{
+        cell::UnsafeCell,
+        sync::{Arc, atomic::AtomicU64},
+        thread,
+    };
+
+    use super::*;
+
+    /// Two places, of which one is published. Readers look at what is published without any lock; the writer writes
+    /// the other only after all who may look at it are gone. Loom reports any access beside a write.
+    struct Published {
+        epochs: Epochs,
+        current: AtomicU64,
+        places: [UnsafeCell<u64>; 2],
+    }
+
+    fn read(published: &Published, seat: usize) {
+        let _pin = published.epochs.pin(seat);
+        let at = published.current.load(Acquire) as usize;
+        // SAFETY: what the test is about; loom checks it.
+        #[allow(unsafe_code)]
+        let value = published.places[at].with(|place| unsafe { *place });
+        assert!(value == 1 || value == 2 || value == 3);
+    }
+
+    fn with_readers(readers: usize, seats: &'static [usize]) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(move || {
+            let published = Arc::new(Published {
+                epochs: Epochs::new(),
+                current: AtomicU64::new(0),
+                places: [UnsafeCell::new(1), UnsafeCell::new(2)],
+            });
+            published.epochs.give_seat();
+            let threads: Vec<_> = (0..readers)
+                .map(|number| {
+                    let published = published.clone();
+                    thread::spawn(move || read(&published, seats[number]))
+                })
+                .collect();
+            let retired_in = published.epochs.current();
+            published.current.store(1, Release);
+            if retired_in < published.epochs.advance() {
+                // SAFETY: nobody can look at it: what the test is about.
+                #[allow(unsafe_code)]
+                published.places[0].with_mut(|place| unsafe { *place = 3 });
+                published.current.store(0, Release);
+            }
+            for thread in threads {
+                thread.join().unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn nothing_is_used_again_under_a_readers_eyes() {
+        with_readers(1, &[0]);
+    }
+
+    #[test]
+    fn nor_under_those_of_a_reader_whose_seat_is_taken() {
+        // One of them finds a seat that was never given to anybody.
+        with_readers(2, &[0, 0]);
     }
 }

@@ -40,60 +40,82 @@ impl Line {
     }
 }
 
+/// Blocks compared between two branches: two lines of each side.
+const AT_ONCE: usize = 16;
+/// Blocks asked for ahead: further than the processor looks by itself at the start of a stretch.
+const AHEAD: usize = 64;
+
 /// How many of `stored` and `query` agree, from the first on.
 #[inline]
 pub(super) fn common_prefix(stored: &[u64], query: &[LocalBlockHash]) -> usize {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     if std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has it.
-        return unsafe { common_prefix_wide(stored, query) };
+        return unsafe { common_prefix_avx2(stored, query) };
     }
-    compare(stored, query)
+    compare(stored, query, |stored, query| {
+        stored.iter().zip(query).fold(0, |differ, (stored, query)| differ | (stored ^ query.0)) == 0
+    })
 }
 
-/// `compare` in vectors of 32 bytes.
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 #[target_feature(enable = "avx2")]
-fn common_prefix_wide(stored: &[u64], query: &[LocalBlockHash]) -> usize {
-    compare(stored, query)
+fn common_prefix_avx2(stored: &[u64], query: &[LocalBlockHash]) -> usize {
+    use std::arch::x86_64::*;
+    const { assert!(size_of::<LocalBlockHash>() == size_of::<u64>()) };
+    compare(stored, query, |stored, query| {
+        let (stored, query) = (stored.as_ptr().cast::<__m256i>(), query.as_ptr().cast::<__m256i>());
+        let differ = |at| {
+            // SAFETY: both arrays have 16 words, four of these vectors; the loads need no alignment.
+            unsafe { _mm256_xor_si256(_mm256_loadu_si256(stored.add(at)), _mm256_loadu_si256(query.add(at))) }
+        };
+        let differ =
+            _mm256_or_si256(_mm256_or_si256(differ(0), differ(1)), _mm256_or_si256(differ(2), differ(3)));
+        _mm256_testz_si256(differ, differ) == 1
+    })
 }
 
 #[inline(always)]
-fn compare(stored: &[u64], query: &[LocalBlockHash]) -> usize {
-    /// Compared between two branches: a vector compiler makes a few registers of it, and a long match still is one
-    /// branch for two lines.
-    const AT_ONCE: usize = 16;
-    /// Blocks asked for ahead: further than the processor looks by itself at the start of a stretch.
-    const AHEAD: usize = 64;
+fn compare(
+    stored: &[u64],
+    query: &[LocalBlockHash],
+    are_equal: impl Fn(&[u64; AT_ONCE], &[LocalBlockHash; AT_ONCE]) -> bool,
+) -> usize {
     let len = stored.len().min(query.len());
     let (stored, query) = (&stored[..len], &query[..len]);
-    for at in (8..len.min(AHEAD)).step_by(8) {
+    let mut at = 8;
+    while at < len.min(AHEAD) {
         prefetch(&stored[at]);
         prefetch(&query[at]);
+        at += 8;
     }
-    let mut at = 0;
-    while at + AT_ONCE <= len {
-        if at + AHEAD + 8 < len {
-            prefetch(&stored[at + AHEAD]);
-            prefetch(&stored[at + AHEAD + 8]);
-            prefetch(&query[at + AHEAD]);
-            prefetch(&query[at + AHEAD + 8]);
+    let (stored_lines, stored_rest) = stored.as_chunks::<AT_ONCE>();
+    let (query_lines, query_rest) = query.as_chunks::<AT_ONCE>();
+    for (number, (left, right)) in stored_lines.iter().zip(query_lines).enumerate() {
+        let ahead = number * AT_ONCE + AHEAD + 8;
+        if ahead < len {
+            prefetch(&stored[ahead - 8]);
+            prefetch(&stored[ahead]);
+            prefetch(&query[ahead - 8]);
+            prefetch(&query[ahead]);
         }
-        let (left, right) = (&stored[at..at + AT_ONCE], &query[at..at + AT_ONCE]);
-        let differ = left.iter().zip(right).fold(0, |differ, (left, right)| differ | (left ^ right.0));
-        if differ != 0 {
-            return at + equal(left, right);
+        if !are_equal(left, right) {
+            return number * AT_ONCE + equal(left, right);
         }
-        at += AT_ONCE;
     }
-    if at + 8 <= len {
-        let first = equal(&stored[at..at + 8], &query[at..at + 8]);
+    let mut at = stored_lines.len() * AT_ONCE;
+    let (mut stored, mut query) = (stored_rest, query_rest);
+    if let (Some((left, stored_rest)), Some((right, query_rest))) =
+        (stored.split_first_chunk::<8>(), query.split_first_chunk::<8>())
+    {
+        let first = equal(left, right);
         if first < 8 {
             return at + first;
         }
         at += 8;
+        (stored, query) = (stored_rest, query_rest);
     }
-    at + equal(&stored[at..], &query[at..])
+    at + equal(stored, query)
 }
 
 /// The same for a few blocks, without a branch for each.

@@ -265,11 +265,11 @@ impl Part {
     /// Room for more entries, or for larger places.
     #[cold]
     fn grow(&mut self, count: usize, place_bits: u32, columns: &Columns) {
-        /// Hash bits that an entry must have beyond those that choose its line: of the entries of a line, one in
-        /// sixteen is then looked at in vain.
-        const BITS_LEFT: u32 = 4;
+        /// Hash bits that an entry must have beyond those that choose its line: for one new block in five, a name is
+        /// then looked at in vain.
+        const BITS_LEFT: u32 = 6;
         let bits = 31 - place_bits;
-        if count == self.lines.len() && self.doubled + 1 <= bits {
+        if count == self.lines.len() && self.doubled + 2 < bits {
             let hash_bits = u32::MAX << self.place_bits;
             self.place_bits = place_bits;
             let kept = SPILLED | self.tag_mask() | !hash_bits;
@@ -286,7 +286,7 @@ impl Part {
 fn lines_above(part: usize, lines: usize) -> usize {
     const SMALL: usize = 8;
     if lines < SMALL {
-        return (lines + lines / 2).max(lines + 1);
+        return (lines * 2).max(1);
     }
     // Evenly over the logarithms between one power of two and the next, in sixteenths.
     const STEPS: [usize; 8] = [128, 140, 152, 166, 181, 197, 215, 235];
@@ -372,12 +372,8 @@ impl NameTable {
     fn shrink(&mut self, index: usize, columns: &Columns) {
         let part = &mut self.parts[index];
         let before = part.lines.len();
-        let needed = (part.entries as usize).div_ceil(FULL);
-        let mut count = needed + needed / 2;
-        if count >= 8 {
-            // The size in this part's own series below the present one.
-            count = before / 2;
-        }
+        // The size in this part's own series below the present one.
+        let count = if part.entries == 0 { 0 } else { before / 2 };
         if count < before {
             part.rebuild(count, part.place_bits, columns);
             self.lines -= before - count;

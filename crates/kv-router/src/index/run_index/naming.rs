@@ -11,6 +11,9 @@ use super::{
 };
 use crate::{Slot, index::names::Left};
 
+/// Blocks whose lines of the table are asked for together: as many misses as a core has under way, or a few more.
+const AT_ONCE: usize = 16;
+
 impl RunIndex {
     pub(super) fn at(&self, place: Place) -> At {
         let run = self.columns.run(place);
@@ -57,28 +60,33 @@ impl RunIndex {
     }
 
     /// Lists blocks of a run under the names in their column.
-    pub(super) fn list_names(&mut self, run: RunId, place: Place, offset: u32, len: u32) {
-        /// Lines asked for ahead: about as many misses as a core has under way.
-        const AHEAD: usize = 12;
+    pub(super) fn list_names(&mut self, place: Place, len: u32) {
         let Self { names, columns, namesakes, .. } = self;
-        let count = len as usize;
-        let of_blocks = columns.names(place, count);
-        for name in &of_blocks[..AHEAD.min(count)] {
-            names.prefetch(hash(*name));
-        }
-        let before = namesakes.len();
-        for (number, &name) in of_blocks.iter().enumerate() {
-            if let Some(&ahead) = of_blocks.get(number + AHEAD) {
-                names.prefetch(hash(ahead));
+        debug_assert!(namesakes.is_empty(), "they are looked at after each stretch");
+        let mut place = place;
+        for stretch in columns.names(place, len as usize).chunks(AT_ONCE) {
+            let checked = namesakes.len();
+            let mut hashes = [0; AT_ONCE];
+            for (hash, &name) in hashes.iter_mut().zip(stretch) {
+                *hash = super::names::hash(name);
+                names.prefetch(*hash);
             }
-            let at = place + number as u32;
-            names.insert(hash(name), at, columns, |other| {
-                columns.prefetch_name(other);
-                namesakes.push((other, at));
-            });
+            for &hash in &hashes[..stretch.len()] {
+                names.insert(hash, place, columns, |other| {
+                    columns.prefetch_name(other);
+                    namesakes.push((other, place));
+                });
+                place += 1;
+            }
+            let mut kept = checked;
+            for at in checked..namesakes.len() {
+                if columns.name(namesakes[at].0) == columns.name(namesakes[at].1) {
+                    namesakes[kept] = namesakes[at];
+                    kept += 1;
+                }
+            }
+            namesakes.truncate(kept);
         }
-        namesakes.retain(|&(other, at)| columns.name(other) == columns.name(at));
-        debug_assert!(before == 0, "they are looked at after each stretch");
         // One for each block that found others, however many.
         let mut last = None;
         for &(_, at) in namesakes.iter() {
@@ -87,27 +95,24 @@ impl RunIndex {
                 last = Some(at);
             }
         }
-        let _ = (run, offset);
     }
 
-    /// Takes blocks off the list of names, in the order of a removal.
+    /// Takes blocks off the list of names, the last first.
     pub(super) fn unlist_names(&mut self, place: Place, len: u32) {
-        const AHEAD: usize = 12;
         let Self { names, columns, .. } = self;
-        let count = len as usize;
-        let of_blocks = columns.names(place, count);
-        for name in of_blocks.iter().rev().take(AHEAD) {
-            names.prefetch(hash(*name));
-        }
-        for number in (0..count).rev() {
-            if let Some(ahead) = number.checked_sub(AHEAD) {
-                names.prefetch(hash(of_blocks[ahead]));
+        let mut place = place + len;
+        for stretch in columns.names(place - len, len as usize).rchunks(AT_ONCE) {
+            let mut hashes = [0; AT_ONCE];
+            for (hash, &name) in hashes.iter_mut().zip(stretch) {
+                *hash = super::names::hash(name);
+                names.prefetch(*hash);
             }
-            let name = of_blocks[number];
-            names.remove(hash(name), place + number as u32, columns);
-            if self.doubled_names > 0 && names.find(hash(name), |other| columns.name(other) == name).is_some()
-            {
-                self.doubled_names -= 1;
+            for (&hash, &name) in hashes[..stretch.len()].iter().zip(stretch).rev() {
+                place -= 1;
+                names.remove(hash, place, columns);
+                if self.doubled_names > 0 && names.find(hash, |other| columns.name(other) == name).is_some() {
+                    self.doubled_names -= 1;
+                }
             }
         }
     }
@@ -131,7 +136,7 @@ impl RunIndex {
         if is_nobodys && self.columns.name(place) != name {
             self.unlist_names(place, 1);
             self.columns.set_name(place, name);
-            self.list_names(at.run, place, at.offset, 1);
+            self.list_names(place, 1);
             self.namesakes.clear();
         }
         if let Some(old) = old {

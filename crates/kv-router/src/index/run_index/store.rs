@@ -254,7 +254,7 @@ impl RunIndex {
         };
         self.shared.header(at.run)[EXTENT].store(pair(place, len + count as u32), Release);
         self.nodes += count;
-        self.list_names(at.run, start, len, count as u32);
+        self.list_names(start, count as u32);
         let held = self.hold(slot, at.run, at.offset, count as u32, is_whole);
         if is_new {
             self.list_child(at.run);

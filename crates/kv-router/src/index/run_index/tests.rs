@@ -1,5 +1,7 @@
 use std::collections::{HashMap, HashSet};
 
+use dynamo_engine_api::{ExternalBlockHash, StoredBlock};
+
 use super::*;
 use crate::index::{
     long_histories::{self, Shape},
@@ -63,6 +65,9 @@ fn check(index: &RunIndex) {
         let counts = by_slot.get(&state.slot).copied().unwrap_or_default();
         assert_eq!((state.blocks, state.cut_off), counts, "{:?}", state.slot);
     }
+    if live.is_empty() && index.limbo.len() == 0 {
+        assert_eq!((index.runs.present(), index.lists.present()), (0, 0), "all memory is given back");
+    }
     assert_eq!((index.nodes, index.names.len()), (nodes, nodes));
     assert_eq!(index.doubled_names, nodes - names.len());
     assert_eq!(index.held, by_slot.values().map(|counts| counts.0 as usize).sum::<usize>());
@@ -120,4 +125,152 @@ fn deep_histories_equal_a_model() {
             long_histories::assert_equal(shape, 1000..1000 + seeds, RunIndex::new, check);
         }
     }
+}
+
+fn slot(index: u32) -> Slot {
+    Slot::new(index, 0)
+}
+
+fn stored(parent: Option<u64>, names: impl IntoIterator<Item = u64>) -> KvCacheEventData {
+    let block = |name| StoredBlock { block_hash: ExternalBlockHash(name), tokens_hash: LocalBlockHash(name) };
+    KvCacheEventData::Stored {
+        parent_hash: parent.map(ExternalBlockHash),
+        blocks: names.into_iter().map(block).collect(),
+    }
+}
+
+fn removed(names: impl IntoIterator<Item = u64>) -> KvCacheEventData {
+    KvCacheEventData::Removed { block_hashes: names.into_iter().map(ExternalBlockHash).collect() }
+}
+
+fn run(index: &RunIndex, query: impl IntoIterator<Item = u64>, slot: Slot) -> u32 {
+    let query: Vec<_> = query.into_iter().map(LocalBlockHash).collect();
+    let mut out = MatchBuffer::default();
+    index.find_matches(&query, &mut out);
+    out.device_blocks(slot)
+}
+
+#[test]
+fn a_million_blocks_deep_goes_without_recursion_and_gives_its_memory_back() {
+    const DEEP: u64 = 1_000_000;
+    let mut index = RunIndex::new();
+    let empty = index.counts().bytes;
+    for block in 0..DEEP {
+        index.apply(slot(0), &stored(block.checked_sub(1), [block])).unwrap();
+    }
+    for number in 1..8 {
+        index.apply(slot(number), &stored(None, 0..DEEP)).unwrap();
+    }
+    let full = index.counts();
+    assert_eq!((full.nodes, full.blocks), (DEEP as usize, 8 * DEEP as usize));
+    assert!(full.bytes < DEEP as usize * 26, "{} bytes for {DEEP} blocks", full.bytes);
+    assert_eq!(run(&index, 0..DEEP + 10, slot(2)), DEEP as u32);
+    // A hole at the start, and all below counts no more; mended, all of it counts again.
+    index.apply(slot(3), &removed([5])).unwrap();
+    assert_eq!(run(&index, 0..DEEP, slot(3)), 5);
+    index.apply(slot(3), &stored(Some(4), [5])).unwrap();
+    assert_eq!(run(&index, 0..DEEP, slot(3)), DEEP as u32);
+    index.clear(slot(0));
+    for number in 1..7 {
+        index.apply(slot(number), &removed((0..DEEP).rev())).unwrap();
+    }
+    index.apply(slot(7), &removed(0..DEEP)).unwrap();
+    assert_eq!(index.counts().nodes, 0);
+    assert!(index.counts().bytes < empty + 64 * 1024, "{} bytes left of {empty}", index.counts().bytes);
+}
+
+#[test]
+fn thousands_of_slots_share_a_prefix_and_leave_it() {
+    const SLOTS: u32 = 4096;
+    let mut index = RunIndex::new();
+    for number in 0..SLOTS {
+        let own = u64::from(number + 1) << 32;
+        index.apply(slot(number), &stored(None, 0..20)).unwrap();
+        index.apply(slot(number), &stored(Some(19), own..own + 10)).unwrap();
+    }
+    let mut out = MatchBuffer::default();
+    let query: Vec<_> = (0..20).map(LocalBlockHash).collect();
+    index.reader().find_matches(&query, &mut out);
+    assert_eq!(out.matches().len(), SLOTS as usize);
+    assert_eq!(out.held_blocks(slot(SLOTS - 1)), 30);
+    for number in (0..SLOTS).filter(|number| number % 64 != 0) {
+        let own = u64::from(number + 1) << 32;
+        index.apply(slot(number), &removed((0..20).rev())).unwrap();
+        assert_eq!(run(&index, (0..20).chain(own..own + 10), slot(number)), 0);
+    }
+    index.find_matches(&query, &mut out);
+    assert_eq!(out.matches().len(), SLOTS as usize / 64);
+    check(&index);
+    for number in 0..SLOTS {
+        index.clear(slot(number));
+    }
+    assert_eq!((index.counts().blocks, index.counts().nodes), (0, 0));
+}
+
+#[test]
+fn a_full_index_says_so_and_keeps_what_fits() {
+    const CHUNK: u64 = 1 << 14;
+    let mut index = RunIndex::with_max_blocks(CHUNK as usize);
+    assert_eq!(index.apply(slot(0), &stored(None, 0..2 * CHUNK)), Err(ApplyError::Full));
+    let kept = index.held_blocks(slot(0));
+    assert_eq!(run(&index, 0..CHUNK, slot(0)), kept);
+    assert!(kept > 0);
+    check(&index);
+    index.clear(slot(0));
+    assert_eq!(index.apply(slot(1), &stored(None, 0..CHUNK / 2)), Ok(()), "there is room again");
+}
+
+#[test]
+fn cycles_of_filling_and_draining_do_not_grow() {
+    let mut index = RunIndex::new();
+    let mut peaks = Vec::new();
+    for cycle in 0..6u64 {
+        for chain in 0..400u64 {
+            let base = (cycle * 1000 + chain) << 16;
+            index.apply(slot((chain % 7) as u32), &stored(None, base..base + 40 + chain)).unwrap();
+        }
+        peaks.push(index.counts().bytes);
+        for chain in (0..400u64).filter(|chain| chain % 10 != 0 || cycle > 0) {
+            let base = (cycle * 1000 + chain) << 16;
+            index.apply(slot((chain % 7) as u32), &removed((base..base + 40 + chain).rev())).unwrap();
+        }
+    }
+    check(&index);
+    assert!(peaks[5] < peaks[0] * 5 / 4, "{peaks:?}");
+}
+
+#[test]
+fn a_reader_that_is_under_way_holds_up_the_return_of_memory_and_nothing_else() {
+    let mut index = RunIndex::new();
+    let shared = index.shared.clone();
+    let pin = shared.epochs.pin(shared.epochs.give_seat());
+    index.apply(slot(0), &stored(None, 0..100)).unwrap();
+    index.apply(slot(0), &removed((50..100).rev())).unwrap();
+    index.apply(slot(0), &stored(Some(49), 200..220)).unwrap();
+    assert_eq!(run(&index, (0..50).chain(200..220), slot(0)), 70);
+    assert_eq!(
+        index.shared.child(ROOT, 0, 0).unwrap().len,
+        50,
+        "not lengthened: the reader may see the old end"
+    );
+    assert!(index.limbo.len() > 0);
+    drop(pin);
+    index.apply(slot(0), &removed((200..220).rev())).unwrap();
+    index.reclaim();
+    index.apply(slot(0), &stored(Some(49), 300..310)).unwrap();
+    assert_eq!(index.shared.child(ROOT, 0, 0).unwrap().len, 60, "nobody sees the old end any more");
+    check(&index);
+}
+
+#[test]
+fn a_slot_in_a_new_generation_starts_empty() {
+    let mut index = RunIndex::new();
+    index.apply(slot(2), &stored(None, 0..3)).unwrap();
+    let next = Slot::new(2, 1);
+    index.clear(next);
+    assert_eq!(run(&index, 0..3, slot(2)), 3, "another generation's slot is not ours to clear");
+    index.apply(next, &stored(None, 0..1)).unwrap();
+    assert_eq!((run(&index, 0..3, slot(2)), run(&index, 0..3, next)), (0, 1));
+    let reader = index.reader();
+    assert_eq!((reader.held_blocks(slot(2)), reader.held_blocks(next)), (0, 1));
 }
