@@ -16,6 +16,7 @@ LAYERS = [
     {"runtime"},
     {"llm", "mocker"},
     {"worker", "frontend", "trace"},
+    {"router"},
     {"cli", "tests"},
 ]
 PURE = {"tokens", "protocols", "engine-api", "text", "kv-router", "scheduler", "wire"}
