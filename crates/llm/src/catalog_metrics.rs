@@ -19,6 +19,7 @@ pub(crate) struct CatalogMetrics {
     active_requests: IntGaugeVec,
     index_blocks: IntGaugeVec,
     index_bytes: IntGaugeVec,
+    cold_workers: IntGaugeVec,
     events: IntCounterVec,
     /// What each model's index had counted when it was last looked at: the family grows by the difference, and does not
     /// shrink when a model leaves. No more than there are models.
@@ -54,6 +55,11 @@ impl CatalogMetrics {
                 "Memory of the prefix index",
                 &["model"],
             )?,
+            cold_workers: metrics.gauge_vec(
+                "dynamo_kvrouter_cold_workers",
+                "Workers that are routed to as if they held nothing, for their dump is not in",
+                &["model"],
+            )?,
             events: metrics.counter_vec(
                 "dynamo_kvrouter_kv_cache_events_applied",
                 "KV cache events that reached the prefix index, by outcome",
@@ -68,7 +74,8 @@ impl CatalogMetrics {
 
     fn refresh(&self, shared: &Weak<Shared>) {
         let gauges = [&self.decode_blocks, &self.prefill_tokens, &self.active_requests];
-        gauges.into_iter().chain([&self.index_blocks, &self.index_bytes]).for_each(|family| family.reset());
+        let of_model = [&self.index_blocks, &self.index_bytes, &self.cold_workers];
+        gauges.into_iter().chain(of_model).for_each(|family| family.reset());
         let Some(shared) = shared.upgrade() else { return };
         let mut counted = self.counted.lock();
         counted.retain(|(router, _)| router.strong_count() > 0);
@@ -79,6 +86,7 @@ impl CatalogMetrics {
                 self.prefill_tokens.with_label_values(&labels).add(load.prefill_tokens as i64);
                 self.active_requests.with_label_values(&labels).add(i64::from(load.requests));
             }
+            self.cold_workers.with_label_values(&[name]).set(served.cold_workers() as i64);
             let index = served.router().index().read();
             let counts = index.counts();
             self.index_blocks.with_label_values(&[name]).set(counts.blocks as i64);

@@ -16,6 +16,8 @@ use rand::Rng;
 
 use crate::GenerateError;
 
+mod advice;
+
 /// Scratch buffers kept for reuse; more are made when more requests route at the same instant, and dropped after.
 const KEPT_SCRATCH: usize = 16;
 
@@ -132,6 +134,10 @@ impl Router {
     /// Whether workers' KV events are of any use to it.
     pub(crate) fn wants_events(&self) -> bool {
         self.config.mode == RouterMode::Kv && self.config.kv.overlap_score_weight > 0.0
+    }
+
+    pub(crate) fn block_size(&self) -> BlockSize {
+        self.block_size
     }
 
     /// The index, for whoever applies events.
