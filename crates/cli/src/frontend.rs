@@ -4,7 +4,6 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use dynamo_frontend::{HttpConfig, HttpService};
-use dynamo_kv_router::KvRouterConfig;
 use dynamo_llm::{Catalog, CatalogConfig, ModelCatalog, RouterConfig, RouterMode};
 use dynamo_runtime::{
     DistributedRuntime, EndpointId, Runtime,
@@ -16,6 +15,7 @@ use tokio::net::TcpListener;
 use crate::{
     common::{Chosen, CommonArgs, CommonConfig, Prepared, prepare},
     process::{self, StartError},
+    router_args::RouterArgs,
     start_block::StartBlock,
 };
 
@@ -25,20 +25,6 @@ const PORT: Key =
 const STALL: Key = Key::new("http-stall-limit-secs").env(&["DYN_HTTP_STALL_LIMIT_SECS"]).expects("seconds");
 const TRUST: Key =
     Key::new("trust-routing-headers").env(&["DYN_TRUST_ROUTING_HEADERS"]).expects("true or false");
-const MODE: Key =
-    Key::new("router-mode").env(&["DYN_ROUTER_MODE"]).expects("round-robin, random, kv or direct");
-const WEIGHT: Key = Key::new("router-kv-overlap-score-weight")
-    .env(&["DYN_ROUTER_KV_OVERLAP_SCORE_WEIGHT"])
-    .deprecated(&["DYN_KV_OVERLAP_SCORE_WEIGHT", "DYN_OVERLAP_SCORE_WEIGHT"])
-    .expects("a number of 0 or more");
-const TEMPERATURE: Key =
-    Key::new("router-temperature").env(&["DYN_ROUTER_TEMPERATURE"]).expects("a number of 0 or more");
-const TRACK_ACTIVE: Key =
-    Key::new("router-track-active-blocks").env(&["DYN_ROUTER_TRACK_ACTIVE_BLOCKS"]).expects("true or false");
-const TRACK_OUTPUT: Key =
-    Key::new("router-track-output-blocks").env(&["DYN_ROUTER_TRACK_OUTPUT_BLOCKS"]).expects("true or false");
-const ASSUME_REUSE: Key =
-    Key::new("router-assume-kv-reuse").env(&["DYN_ROUTER_ASSUME_KV_REUSE"]).expects("true or false");
 const FILE_CACHE: Key = Key::new("model-cache").env(&["DYN_MODEL_CACHE"]).expects("a directory");
 
 /// Flags of the HTTP service and the router.
@@ -57,24 +43,8 @@ pub(crate) struct ServiceArgs {
     /// Let headers such as x-dynamo-worker-instance-id choose workers [env: DYN_TRUST_ROUTING_HEADERS]
     #[arg(long)]
     pub(crate) trust_routing_headers: bool,
-    /// How a worker is chosen: round-robin, random, kv or direct [env: DYN_ROUTER_MODE] [default: round-robin]
-    #[arg(long, value_name = "MODE")]
-    pub(crate) router_mode: Option<RouterMode>,
-    /// kv: what a block to compute costs beside a block to hold; 0 ignores caches [default: 1]
-    #[arg(long, alias = "kv-overlap-score-weight", value_name = "WEIGHT")]
-    pub(crate) router_kv_overlap_score_weight: Option<f64>,
-    /// kv: 0 takes the cheapest worker, more spreads the choice [env: DYN_ROUTER_TEMPERATURE] [default: 0]
-    #[arg(long, value_name = "T")]
-    pub(crate) router_temperature: Option<f64>,
-    /// kv: do not count the blocks of running requests
-    #[arg(long, alias = "no-track-active-blocks")]
-    pub(crate) no_router_track_active_blocks: bool,
-    /// kv: count the blocks of answers as they grow
-    #[arg(long, alias = "track-output-blocks")]
-    pub(crate) router_track_output_blocks: bool,
-    /// kv: count every request's blocks for itself
-    #[arg(long, alias = "no-assume-kv-reuse")]
-    pub(crate) no_router_assume_kv_reuse: bool,
+    #[command(flatten)]
+    pub(crate) router: RouterArgs,
     /// Where model files that came from workers are kept [env: DYN_MODEL_CACHE] [default: a folder of the user's]
     #[arg(long, value_name = "DIR")]
     pub(crate) model_cache: Option<PathBuf>,
@@ -110,32 +80,6 @@ impl ServiceArgs {
         http.stall_limit = layers.seconds(&STALL, self.http_stall_limit_secs, http.stall_limit)?;
         http.trust_routing_headers =
             layers.switch(&TRUST, self.trust_routing_headers.then_some(true), false)?;
-        let reference = KvRouterConfig::REFERENCE;
-        let kv = KvRouterConfig {
-            overlap_score_weight: layers.value(
-                &WEIGHT,
-                self.router_kv_overlap_score_weight,
-                reference.overlap_score_weight,
-            )?,
-            temperature: layers.value(&TEMPERATURE, self.router_temperature, reference.temperature)?,
-            track_active_blocks: layers.switch(
-                &TRACK_ACTIVE,
-                self.no_router_track_active_blocks.then_some(false),
-                reference.track_active_blocks,
-            )?,
-            track_output_blocks: layers.switch(
-                &TRACK_OUTPUT,
-                self.router_track_output_blocks.then_some(true),
-                reference.track_output_blocks,
-            )?,
-            assume_kv_reuse: layers.switch(
-                &ASSUME_REUSE,
-                self.no_router_assume_kv_reuse.then_some(false),
-                reference.assume_kv_reuse,
-            )?,
-            ..reference
-        };
-        kv.validate()?;
         let cache = layers.path(&FILE_CACHE, self.model_cache.clone())?;
         let user_cache = || {
             let home = env.get("XDG_CACHE_HOME").map(PathBuf::from);
@@ -146,7 +90,7 @@ impl ServiceArgs {
             host: layers.value(&HOST, self.http_host.clone(), "0.0.0.0".to_owned())?,
             port: layers.value(&PORT, self.http_port, 8000)?,
             http,
-            router: RouterConfig { mode: layers.value(&MODE, self.router_mode, default_mode)?, kv },
+            router: self.router.resolve(layers, default_mode)?,
             file_cache: cache.unwrap_or_else(user_cache),
         })
     }

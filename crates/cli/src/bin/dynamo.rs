@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use dynamo_cli::{
-    CountingAllocator, FrontendArgs, ServeArgs, WorkerArgs, run_bench, run_frontend, run_serve, run_worker,
+    CountingAllocator, FrontendArgs, RouterCommandArgs, ServeArgs, WorkerArgs, run_bench, run_frontend,
+    run_router, run_serve, run_worker,
 };
 use dynamo_trace::BenchArgs;
 
@@ -32,6 +33,8 @@ enum What {
     Frontend(Box<FrontendArgs>),
     /// Simulated workers that frontends find through discovery
     Worker(Box<WorkerArgs>),
+    /// The router of one endpoint as a process of its own
+    Router(Box<RouterCommandArgs>),
     /// Load an OpenAI-compatible server, and say what it can do
     Bench(Box<BenchArgs>),
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         What::Serve(args) => run_serve(*args),
         What::Frontend(args) => run_frontend(*args),
         What::Worker(args) => run_worker(*args),
+        What::Router(args) => run_router(*args),
         What::Bench(args) => run_bench(*args),
     }
 }
