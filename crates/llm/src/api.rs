@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use dynamo_engine_api::{CompletionUsage, FinishReason, SamplingOptions, StopReason};
+use dynamo_engine_api::{CompletionUsage, FinishReason, LatencyTargets, SamplingOptions, StopReason};
 use dynamo_protocols::ChatMessage;
 
 /// The models that can be asked for at this moment.
@@ -108,6 +108,8 @@ pub struct ChatRequest {
     pub expected_output_tokens: Option<u32>,
     /// Separates caches of tenants.
     pub cache_salt: Option<String>,
+    /// What the client hopes for, where there are pools to choose from.
+    pub latency_targets: LatencyTargets,
 }
 
 /// What travels with a request on its whole way.

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use dynamo_cli::{
-    CountingAllocator, FrontendArgs, RouterCommandArgs, ServeArgs, WorkerArgs, run_bench, run_frontend,
-    run_router, run_serve, run_worker,
+    CountingAllocator, FrontendArgs, GlobalRouterArgs, RouterCommandArgs, ServeArgs, WorkerArgs, run_bench,
+    run_frontend, run_global_router, run_router, run_serve, run_worker,
 };
 use dynamo_trace::BenchArgs;
 
@@ -35,6 +35,8 @@ enum What {
     Worker(Box<WorkerArgs>),
     /// The router of one endpoint as a process of its own
     Router(Box<RouterCommandArgs>),
+    /// A router over pools, each with a router of its own
+    GlobalRouter(Box<GlobalRouterArgs>),
     /// Load an OpenAI-compatible server, and say what it can do
     Bench(Box<BenchArgs>),
 }
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         What::Frontend(args) => run_frontend(*args),
         What::Worker(args) => run_worker(*args),
         What::Router(args) => run_router(*args),
+        What::GlobalRouter(args) => run_global_router(*args),
         What::Bench(args) => run_bench(*args),
     }
 }
