@@ -10,4 +10,5 @@ pub mod endpoint;
 pub mod global;
 pub mod indexer;
 
+mod own_hints;
 mod relay;

@@ -10,7 +10,10 @@ use dynamo_runtime::{
 };
 
 use super::metrics::{AnswerMetrics, RouterMetrics};
-use crate::relay::{Ended, Upstream, relay};
+use crate::{
+    own_hints::forget_own,
+    relay::{Ended, Upstream, relay},
+};
 
 /// The application code of a request that makes no sense.
 pub(super) const INVALID_REQUEST: u16 = 400;
@@ -21,6 +24,8 @@ const INLINE_REQUEST: usize = 64 << 10;
 pub(super) struct GenerateHandler {
     pub(super) router: EndpointRouter,
     pub(super) metrics: RouterMetrics,
+    /// This router's own id, which who sends a request here may have put into its hints.
+    pub(super) worker_id: u64,
     pub(super) scope: TaskScope,
 }
 
@@ -56,8 +61,9 @@ impl Handler for GenerateHandler {
                 .fail(StreamError::Unavailable("no worker of this endpoint is known".to_owned()));
         }
         let (router, metrics, scope) = (self.router.clone(), self.metrics.clone(), self.scope.clone());
+        let own_id = self.worker_id;
         self.scope.spawn("generate", async move {
-            if serve(&router, &metrics, &scope, request, responder).await != Ended::Finished {
+            if serve(&router, &metrics, &scope, own_id, request, responder).await != Ended::Finished {
                 metrics.failed.inc();
             }
         });
@@ -68,6 +74,7 @@ async fn serve(
     router: &EndpointRouter,
     metrics: &RouterMetrics,
     scope: &TaskScope,
+    own_id: u64,
     request: IncomingRequest,
     responder: Responder,
 ) -> Ended {
@@ -92,6 +99,7 @@ async fn serve(
             return fail(responder, StreamError::Application { code: INVALID_REQUEST, message });
         }
     };
+    forget_own(&mut request, own_id);
     let tokens = request.token_ids.len();
     let answer = AnswerMetrics::begin(metrics, began, tokens);
     let cancelled = Arc::new(tokio::sync::Notify::new());

@@ -107,6 +107,7 @@ impl RouterService {
         let generate: Arc<dyn Handler> = Arc::new(GenerateHandler {
             router: router.clone(),
             metrics: self.metrics.clone(),
+            worker_id: self.runtime.incarnation().worker_id.get(),
             scope: scope.clone(),
         });
         let best_id = Arc::new(BestWorkerIdHandler { router: router.clone() });

@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Instant};
 
-use dynamo_engine_api::{LatencyTargets, decode_request};
+use bytes::Bytes;
+use dynamo_engine_api::{LatencyTargets, decode_request, encode_request};
 use dynamo_kv_router::KvQueryAnswer;
 use dynamo_runtime::{
     Client, TaskScope,
@@ -12,7 +13,10 @@ use dynamo_runtime::{
 };
 
 use super::{grid::Axis, pool::PoolSet};
-use crate::relay::{Ended, Upstream, relay};
+use crate::{
+    own_hints::forget_own,
+    relay::{Ended, Upstream, relay},
+};
 
 /// The application code of a request that makes no sense.
 const INVALID_REQUEST: u16 = 400;
@@ -50,6 +54,8 @@ pub(super) struct PoolHandler {
     pub(super) sides: &'static [Side],
     pub(super) defaults: LatencyTargets,
     pub(super) failed: IntCounter,
+    /// This router's own id, which who sends a request here may have put into its hints.
+    pub(super) worker_id: u64,
     pub(super) scope: TaskScope,
 }
 
@@ -74,22 +80,22 @@ impl Handler for PoolHandler {
             return responder.fail(StreamError::Unavailable("no pool has a router".to_owned()));
         }
         let (pools, sides, defaults) = (self.pools.clone(), self.sides, self.defaults);
-        let (failed, scope) = (self.failed.clone(), self.scope.clone());
+        let (failed, scope, own_id) = (self.failed.clone(), self.scope.clone(), self.worker_id);
         self.scope.spawn("pool-request", async move {
+            let mut request = request;
             let payload = request.payload.clone();
             // Long prompts take a while.
-            let decoding = scope.spawn_blocking("decode", move || {
-                decode_request(&payload).map(|request| (request.token_ids.len(), request.router))
-            });
-            let decoded = decoding.await.map_err(|error| error.to_string());
-            let (tokens, asked) = match decoded.and_then(|decoded| decoded.map_err(|error| error.to_string()))
-            {
-                Ok(decoded) => decoded,
+            let read = scope.spawn_blocking("decode", move || read(&payload, own_id));
+            let (tokens, asked, changed) = match read.await.unwrap_or_else(|error| Err(error.to_string())) {
+                Ok(read) => read,
                 Err(message) => {
                     failed.inc();
                     return responder.fail(StreamError::Application { code: INVALID_REQUEST, message });
                 }
             };
+            if let Some(changed) = changed {
+                request.payload = changed;
+            }
             let values = values(sides, pools.grid().axes(), tokens, asked, defaults);
             let ended =
                 pass_on(
@@ -103,6 +109,18 @@ impl Handler for PoolHandler {
             }
         });
     }
+}
+
+/// The length and targets of a request; and the request anew if its hints name this router, which is no worker of a pool.
+fn read(payload: &Bytes, own_id: u64) -> Result<(usize, LatencyTargets, Option<Bytes>), String> {
+    let mut request = decode_request(payload).map_err(|error| error.to_string())?;
+    let (tokens, targets) = (request.token_ids.len(), request.router);
+    if !forget_own(&mut request, own_id) {
+        return Ok((tokens, targets, None));
+    }
+    let mut changed = Vec::with_capacity(payload.len());
+    encode_request(&request, &mut changed);
+    Ok((tokens, targets, Some(changed.into())))
 }
 
 /// Serves requests by sending them as they are to whoever serves another endpoint.

@@ -82,6 +82,7 @@ impl GlobalRouter {
                 sides,
                 defaults: config.default_targets,
                 failed: metrics.failed.clone(),
+                worker_id: runtime.incarnation().worker_id.get(),
                 scope: scope.clone(),
             })
         };
