@@ -10,7 +10,10 @@
 
 mod active;
 mod config;
+mod engine_events;
+mod event_lists;
 mod event_order;
+mod event_pipeline;
 mod index;
 mod local_indexer;
 mod msgpack;
@@ -21,9 +24,14 @@ mod slot;
 
 pub use active::{ActiveSequences, NewRequest, PotentialLoads, ReservationId, SlotLoad, TooManyActive};
 pub use config::{ConfigError, KvRouterConfig};
+pub use engine_events::{
+    BatchArrival, BatchInfo, END_OF_REPLAY, EngineEvent, EngineEventDecoder, EngineSequence, FilterReason,
+    IntakeCounters, ReplayCheck, ReplayFailure, WireEvent, WireForm, write_batch,
+};
 pub use event_order::{
     DropReason, EventOrder, MAX_HELD_EVENTS, Observed, Recovered, RecoveryPolicy, RecoveryRequest,
 };
+pub use event_pipeline::{EventPipeline, MAX_MESSAGE_BLOCKS, MAX_MESSAGE_EVENTS};
 pub use index::{
     ApplyError, EventCounters, EventKind, EventStatus, IndexCounts, IndexError, KvIndex, Match, MatchBuffer,
     PrefixIndex, RadixTree, WorkerSlot,

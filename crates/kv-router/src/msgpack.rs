@@ -42,6 +42,10 @@ impl<'a> Reader<'a> {
         Self { rest: bytes }
     }
 
+    pub(crate) const fn empty() -> Self {
+        Self { rest: &[] }
+    }
+
     /// The marker of the next value.
     pub(crate) fn peek(&self) -> Read<u8> {
         self.rest.first().copied().ok_or(WireError::Truncated)
@@ -53,6 +57,14 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn is_at_map(&self) -> bool {
         matches!(self.rest.first(), Some(0x80..=0x8f | 0xde | 0xdf))
+    }
+
+    pub(crate) fn is_at_str(&self) -> bool {
+        matches!(self.rest.first(), Some(0xa0..=0xbf | 0xd9..=0xdb))
+    }
+
+    pub(crate) fn is_at_int(&self) -> bool {
+        matches!(self.rest.first(), Some(0x00..=0x7f | 0xe0..=0xff | 0xcc..=0xd3))
     }
 
     /// Fails if anything is left.
@@ -101,6 +113,15 @@ impl<'a> Reader<'a> {
             _ => return Err(WireError::Type),
         };
         self.take(len)
+    }
+
+    /// A string; not a bin.
+    pub(crate) fn str(&mut self) -> Read<&'a str> {
+        if !self.is_at_str() {
+            self.peek()?;
+            return Err(WireError::Type);
+        }
+        std::str::from_utf8(self.bytes()?).map_err(|_| WireError::Type)
     }
 
     /// An integer of either sign; a negative one as its bits.
@@ -159,6 +180,22 @@ impl<'a> Reader<'a> {
             _ => {}
         }
         u32::try_from(self.u64()?).map_err(|_| WireError::Range)
+    }
+
+    /// A number of any kind.
+    pub(crate) fn number(&mut self) -> Read<f64> {
+        match self.peek()? {
+            0xca => {
+                self.byte()?;
+                Ok(f64::from(f32::from_be_bytes(self.fixed()?)))
+            }
+            0xcb => {
+                self.byte()?;
+                Ok(f64::from_be_bytes(self.fixed()?))
+            }
+            0xe0..=0xff | 0xd0..=0xd3 => Ok(self.bits()? as i64 as f64),
+            _ => Ok(self.bits()? as f64),
+        }
     }
 
     /// Passes over one value, whatever it contains.
@@ -232,11 +269,13 @@ mod tests {
             assert_eq!(Reader::new(&bytes).u64(), Ok(value));
             assert_eq!(Reader::new(&bytes).bits(), Ok(value));
             assert_eq!(Reader::new(&bytes).u32().ok(), u32::try_from(value).ok());
+            assert_eq!(Reader::new(&bytes).number(), Ok(value as f64));
         }
         for value in [-1i64, -32, -33, -128, -129, -40_000, -3_000_000_000, i64::MIN] {
             let bytes = rmp_serde::to_vec(&value).unwrap();
             assert_eq!(Reader::new(&bytes).bits(), Ok(value as u64));
             assert_eq!(Reader::new(&bytes).u64(), Err(WireError::Range));
+            assert_eq!(Reader::new(&bytes).number(), Ok(value as f64));
         }
     }
 

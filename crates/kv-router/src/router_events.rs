@@ -5,13 +5,10 @@ use dynamo_engine_api::{
 };
 use dynamo_tokens::LocalBlockHash;
 
-use crate::msgpack::{Reader, WireError};
-
-/// Lists kept for the next message, of each kind: as many as a message has events.
-const KEPT_LISTS: usize = 128;
-
-/// The longest list that is kept, in elements; with the above, at most 3 MiB lie idle.
-const KEPT_CAPACITY: usize = 1024;
+use crate::{
+    event_lists::EventLists,
+    msgpack::{Reader, WireError},
+};
 
 /// What a list is made for at first whatever a message claims; more comes as elements do.
 const CLAIM: usize = 1024;
@@ -24,8 +21,7 @@ const CLAIM: usize = 1024;
 /// allocates nothing.
 #[derive(Default)]
 pub struct RouterEventDecoder {
-    blocks: Vec<Vec<StoredBlock>>,
-    hashes: Vec<Vec<ExternalBlockHash>>,
+    lists: EventLists,
 }
 
 impl RouterEventDecoder {
@@ -47,11 +43,7 @@ impl RouterEventDecoder {
 
     /// Takes the memory of an event that is done with.
     pub fn recycle(&mut self, data: KvCacheEventData) {
-        match data {
-            KvCacheEventData::Stored { blocks, .. } => keep(&mut self.blocks, blocks),
-            KvCacheEventData::Removed { block_hashes } => keep(&mut self.hashes, block_hashes),
-            KvCacheEventData::Cleared => {}
-        }
+        self.lists.recycle(data);
     }
 
     fn router_event(&mut self, reader: &mut Reader<'_>) -> Result<RouterEvent, WireError> {
@@ -103,7 +95,7 @@ impl RouterEventDecoder {
 
     fn stored(&mut self, reader: &mut Reader<'_>) -> Result<KvCacheEventData, WireError> {
         let (mut parent_hash, mut found) = (None, false);
-        let mut blocks = self.blocks.pop().unwrap_or_default();
+        let mut blocks = self.lists.blocks();
         for _ in 0..reader.map()? {
             match reader.bytes()? {
                 b"parent_hash" if reader.take_nil() => {}
@@ -124,7 +116,7 @@ impl RouterEventDecoder {
     }
 
     fn removed(&mut self, reader: &mut Reader<'_>) -> Result<KvCacheEventData, WireError> {
-        let (mut block_hashes, mut found) = (self.hashes.pop().unwrap_or_default(), false);
+        let (mut block_hashes, mut found) = (self.lists.hashes(), false);
         for _ in 0..reader.map()? {
             match reader.bytes()? {
                 b"block_hashes" => {
@@ -164,13 +156,6 @@ fn tier(reader: &mut Reader<'_>) -> Result<StorageTier, WireError> {
         b"disk" => Ok(StorageTier::Disk),
         b"external" => Ok(StorageTier::External),
         _ => Err(WireError::Name),
-    }
-}
-
-fn keep<T>(kept: &mut Vec<Vec<T>>, mut list: Vec<T>) {
-    if kept.len() < KEPT_LISTS && (1..=KEPT_CAPACITY).contains(&list.capacity()) {
-        list.clear();
-        kept.push(list);
     }
 }
 

@@ -100,17 +100,3 @@ fn what_is_required_and_unknown_is_an_error() {
     let data = serde_json::json!([{"worker_id": 7, "event": {"event_id": 1, "data": "moved"}}]);
     assert_eq!(refused(data), WireError::Name);
 }
-
-#[test]
-fn memory_that_is_kept_is_bounded() {
-    let mut decoder = RouterEventDecoder::new();
-    let stored =
-        |capacity| KvCacheEventData::Stored { parent_hash: None, blocks: Vec::with_capacity(capacity) };
-    decoder.recycle(stored(KEPT_CAPACITY * 2));
-    decoder.recycle(stored(0));
-    assert!(decoder.blocks.is_empty());
-    for _ in 0..2 * KEPT_LISTS {
-        decoder.recycle(stored(1));
-    }
-    assert_eq!(decoder.blocks.len(), KEPT_LISTS);
-}
