@@ -1,4 +1,5 @@
-//! The stream path allocates per request, never per token: counted in the frontend's process, over real HTTP.
+//! The stream path allocates per request, never per token nor per KV event: counted in the frontend's process, over real
+//! HTTP.
 
 use std::{
     thread,
@@ -9,18 +10,21 @@ use dynamo_tests::{Frontend, Stack, WorkerOptions, stream_chat};
 use serde_json::json;
 
 const STREAMS: u32 = 64;
-const BLOCK: u32 = 64;
+/// Small, so that there are many events: one for every sixteen tokens.
+const BLOCK: u32 = 16;
 const MORE_TOKENS: f64 = STREAMS as f64 * 1000.0;
 
 fn counted(frontend: &Frontend) -> f64 {
     frontend.metrics().sum("dynamo_process_allocations_total", &[])
 }
 
-/// Allocations a second when nobody asks: discovery looks at its files.
+/// Allocations a second when nobody asks: discovery looks at its files. Asking for the count makes some itself.
 fn idle_rate(frontend: &Frontend) -> f64 {
+    let first = counted(frontend);
     let (before, began) = (counted(frontend), Instant::now());
+    let asking = before - first;
     thread::sleep(Duration::from_secs(2));
-    (counted(frontend) - before) / began.elapsed().as_secs_f64()
+    (counted(frontend) - before - asking) / began.elapsed().as_secs_f64()
 }
 
 /// Allocations of the frontend while 64 answers of so many tokens are streamed, less those of an idle one.
@@ -64,14 +68,18 @@ fn growth(router_mode: &str) -> f64 {
     long - short
 }
 
-#[test]
-fn the_stream_path_does_not_allocate_per_token() {
-    let growth = growth("round-robin");
+/// One in a hundred tokens may allocate: buffers and pools still grow here and there.
+fn assert_no_growth(router_mode: &str) {
+    let growth = growth(router_mode);
     assert!(growth < MORE_TOKENS / 100.0, "{growth} more for {MORE_TOKENS} tokens");
 }
 
 #[test]
-fn with_kv_events_there_are_a_few_allocations_per_new_block() {
-    let (growth, blocks) = (growth("kv"), MORE_TOKENS / f64::from(BLOCK));
-    assert!(growth < 4.0 * blocks, "{growth} more for {blocks} blocks");
+fn the_stream_path_does_not_allocate_per_token() {
+    assert_no_growth("round-robin");
+}
+
+#[test]
+fn kv_events_do_not_allocate_per_block() {
+    assert_no_growth("kv");
 }

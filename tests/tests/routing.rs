@@ -6,9 +6,22 @@ use std::time::Duration;
 
 #[test]
 fn repeats_of_a_prompt_go_to_one_worker_with_cached_tokens() {
+    repeats(&[]);
+}
+
+#[test]
+fn so_they_do_when_engines_publish_on_sockets_of_their_own() {
+    repeats(&["--zmq-kv-events-ports", "0,0,0,0"]);
+}
+
+/// Asks six prompts six times each.
+fn repeats(more: &[&str]) {
     let mut stack = Stack::new();
     let frontend = stack.frontend(&["--router-mode", "kv"]);
-    let _workers = stack.worker(&WorkerOptions { workers: 4, ..WorkerOptions::default() });
+    let workers = {
+        let more = more.iter().map(|&flag| flag.to_owned()).collect();
+        stack.worker(&WorkerOptions { workers: 4, more, ..WorkerOptions::default() })
+    };
     frontend.wait_for_workers(4);
     for prompt in 0..6 {
         let content = format!("prompt number {prompt}: ") + &"the same words again and again ".repeat(40);
@@ -43,4 +56,10 @@ fn repeats_of_a_prompt_go_to_one_worker_with_cached_tokens() {
             assert!(cached >= prompt_tokens - prompt_tokens % 16 - 16, "{cached} of {prompt_tokens}");
         }
     }
+    let over_the_wire = workers.metrics().sum("dynamo_component_kv_publisher_zmq_events_accepted_total", &[]);
+    assert_eq!(
+        over_the_wire > 0.0,
+        !more.is_empty(),
+        "{over_the_wire} events came over the engines' sockets"
+    );
 }

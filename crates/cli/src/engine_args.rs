@@ -8,7 +8,7 @@ use dynamo_runtime::{
     EndpointId,
     config::{Key, Layers},
 };
-use dynamo_worker::WorkerConfig;
+use dynamo_worker::{WirePorts, WorkerConfig};
 
 /// What is simulated: real scheduling, caching and KV events; time and tokens are computed.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -77,6 +77,13 @@ pub(crate) struct EngineArgs {
     /// Seed of the simulated tokens [default: 0]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+    /// Have each engine publish KV events as vLLM does, from this port of its first rank on (0: any free one), and the
+    /// worker listen there: a port for each worker, separated by commas
+    #[arg(long, value_name = "PORTS")]
+    pub(crate) zmq_kv_events_ports: Option<String>,
+    /// Ports from which on the engines give KV events out again, as above [default: any free ones]
+    #[arg(long, value_name = "PORTS")]
+    pub(crate) zmq_replay_ports: Option<String>,
     /// JSON file of engine settings; they go before the flags
     #[arg(long, value_name = "FILE")]
     pub(crate) extra_engine_args: Option<PathBuf>,
@@ -103,6 +110,8 @@ const RANKS: Key = Key::new("data-parallel-size").expects("a number from 1 on");
 const STARTUP: Key = Key::new("startup-time").expects("seconds");
 const PREEMPTION: Key = Key::new("preemption-mode").expects("lifo or fifo");
 const SEED: Key = Key::new("seed").expects("a number");
+const EVENT_PORTS: Key = Key::new("zmq-kv-events-ports").expects("ports, separated by commas");
+const REPLAY_PORTS: Key = Key::new("zmq-replay-ports").expects("ports, separated by commas");
 const EXTRA: Key = Key::new("extra-engine-args").expects("a JSON file");
 
 /// Simulated workers in one process: each has an identity and blocks of its own, some kilobytes and a task.
@@ -167,6 +176,14 @@ impl EngineArgs {
             engine = with_extra(engine, &path)?;
         }
         engine.validate().context("engine settings")?;
+        let event_ports = ports(layers, &EVENT_PORTS, self.zmq_kv_events_ports.clone(), num_workers)?;
+        let replay_ports = ports(layers, &REPLAY_PORTS, self.zmq_replay_ports.clone(), num_workers)?;
+        anyhow::ensure!(
+            event_ports.is_some() || replay_ports.is_none(),
+            "--zmq-replay-ports: give --zmq-kv-events-ports too"
+        );
+        let replay_ports = replay_ports.unwrap_or_else(|| vec![0; num_workers as usize]);
+        let wire_ports = event_ports.unwrap_or_default().into_iter().zip(replay_ports);
         Ok(WorkerConfig {
             model_path,
             model_name: layers.optional(&MODEL_NAME, self.model_name.clone())?,
@@ -175,8 +192,31 @@ impl EngineArgs {
             context_length: layers.optional(&CONTEXT, self.model_context_length)?,
             num_workers,
             engine,
+            wire_ports: wire_ports.map(|(events, replay)| WirePorts { events, replay }).collect(),
         })
     }
+}
+
+/// A port for each worker, if any are given.
+fn ports(
+    layers: &mut Layers<'_>,
+    key: &Key,
+    flag: Option<String>,
+    workers: u32,
+) -> anyhow::Result<Option<Vec<u16>>> {
+    let text: Option<String> = layers.optional(key, flag)?;
+    let Some(text) = text else { return Ok(None) };
+    let ports: Vec<u16> = text
+        .split(',')
+        .map(|port| port.trim().parse())
+        .collect::<Result<_, _>>()
+        .with_context(|| format!("--{} {text}: give ports, separated by commas", key.name()))?;
+    anyhow::ensure!(
+        ports.len() == workers as usize,
+        "--{} {text}: give one for each of the {workers} workers",
+        key.name()
+    );
+    Ok(Some(ports))
 }
 
 /// The settings of a JSON file over those of the command line.

@@ -1,5 +1,7 @@
 //! The traits between an engine and the worker process that runs it.
 
+use dynamo_tokens::TokenId;
+
 use crate::{ActiveLoad, DpRank, EngineOutput, KvCacheEventData, PreprocessedRequest};
 
 /// A request's number within its worker; never reused while the process lives.
@@ -84,6 +86,16 @@ pub trait Engine: Send + Sync + 'static {
 pub trait EngineObserver: Send + Sync + 'static {
     /// Changes of one rank's cache, in order. The observer numbers them.
     fn kv_events(&self, dp_rank: DpRank, events: Vec<KvCacheEventData>);
+    /// Whether to call [`kv_events_with_tokens`](Self::kv_events_with_tokens) in place of [`kv_events`](Self::kv_events).
+    /// Asked once, when the engine starts; engines that cannot tell of tokens do not ask.
+    fn wants_tokens(&self) -> bool {
+        false
+    }
+    /// Changes of one rank's cache, in order, with the tokens of all stored blocks, one block's after the other's.
+    fn kv_events_with_tokens(&self, dp_rank: DpRank, events: Vec<KvCacheEventData>, tokens: &[TokenId]) {
+        let _ = tokens;
+        self.kv_events(dp_rank, events);
+    }
     /// The load after a step in which it changed.
     fn load(&self, load: ActiveLoad);
 }

@@ -10,23 +10,35 @@
 
 mod active;
 mod config;
+mod engine_events;
+mod event_lists;
 mod event_order;
+mod event_pipeline;
 mod index;
 mod local_indexer;
+mod msgpack;
+mod router_events;
 mod scheduler;
 mod select;
 mod slot;
 
 pub use active::{ActiveSequences, NewRequest, PotentialLoads, ReservationId, SlotLoad, TooManyActive};
 pub use config::{ConfigError, KvRouterConfig};
+pub use engine_events::{
+    BatchArrival, BatchInfo, END_OF_REPLAY, EngineEvent, EngineEventDecoder, EngineSequence, FilterReason,
+    IntakeCounters, ReplayCheck, ReplayFailure, WireEvent, WireForm, write_batch,
+};
 pub use event_order::{
     DropReason, EventOrder, MAX_HELD_EVENTS, Observed, Recovered, RecoveryPolicy, RecoveryRequest,
 };
+pub use event_pipeline::{EventPipeline, MAX_MESSAGE_BLOCKS, MAX_MESSAGE_EVENTS};
 pub use index::{
     ApplyError, EventCounters, EventKind, EventStatus, IndexCounts, IndexError, KvIndex, Match, MatchBuffer,
     PrefixIndex, RadixTree, WorkerSlot,
 };
 pub use local_indexer::{KvQuery, KvQueryAnswer, LOCAL_EVENT_BUFFER, LocalIndexer};
+pub use msgpack::WireError;
+pub use router_events::RouterEventDecoder;
 pub use scheduler::{KvScheduler, PotentialLoad, Reservation, ScheduleError, ScheduleRequest};
 pub use select::{Candidate, SelectConfig, SelectError, SelectRequest, SelectScratch, Selection, select};
 pub use slot::{AddWorkerError, MAX_RANKS_PER_WORKER, Slot, WorkerId, WorkerRank};

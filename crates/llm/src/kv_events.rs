@@ -4,10 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use dynamo_engine_api::{DpRank, KvCacheEventData, RouterEvent, StorageTier};
-use dynamo_kv_router::{ApplyError, IndexError, KvQueryAnswer, Recovered, RecoveryRequest, WorkerRank};
+use dynamo_kv_router::{
+    ApplyError, IndexError, KvQueryAnswer, Recovered, RecoveryRequest, RouterEventDecoder, WorkerRank,
+};
 use dynamo_runtime::{
     Client, TaskScope, WorkerId,
-    events::{EventItem, EventSubscriber, decode_payload},
+    events::{EventItem, EventSubscriber},
     request_plane::OutgoingRequest,
 };
 use tokio::{
@@ -31,6 +33,8 @@ const CONCURRENT_QUERIES: usize = 4;
 const INLINE_ANSWER_BYTES: usize = 32 << 10;
 /// Blocks that are applied under one write lock, some 100 µs: requests wait for it.
 const BLOCKS_PER_LOCK: usize = 1000;
+/// Room for so many events is kept between messages; a publisher puts no more into one.
+const KEPT_EVENTS: usize = 128;
 /// How often dumps that had to wait are looked at.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -56,13 +60,29 @@ pub(crate) struct Follower {
     orders: KvOrders,
     outcomes: mpsc::Sender<Outcome>,
     arrived: mpsc::Receiver<Outcome>,
+    decoder: RouterEventDecoder,
+    // Scratch space, kept for its memory.
+    decoded: Vec<RouterEvent>,
+    due: Vec<Due>,
 }
 
 impl Follower {
     pub(crate) fn new(router: Arc<Router>, queries: Client, warmup: Arc<Warmup>, scope: TaskScope) -> Self {
         let (outcomes, arrived) = mpsc::channel(WORKER_NEWS_CAPACITY);
         let turns = Arc::new(Semaphore::new(CONCURRENT_QUERIES));
-        Self { router, queries, turns, warmup, scope, orders: KvOrders::default(), outcomes, arrived }
+        Self {
+            router,
+            queries,
+            turns,
+            warmup,
+            scope,
+            orders: KvOrders::default(),
+            outcomes,
+            arrived,
+            decoder: RouterEventDecoder::new(),
+            decoded: Vec::new(),
+            due: Vec::new(),
+        }
     }
 
     pub(crate) async fn run(mut self, mut events: EventSubscriber, mut news: mpsc::Receiver<WorkerNews>) {
@@ -114,16 +134,25 @@ impl Follower {
     }
 
     async fn on_events(&mut self, epoch: u64, payload: &Bytes) {
-        let events: Vec<RouterEvent> = match decode_payload(payload) {
-            Ok(events) => events,
-            Err(error) => {
-                tracing::warn!(%error, "KV events that do not decode are dropped");
-                return;
-            }
-        };
+        let (mut decoded, mut due) = (std::mem::take(&mut self.decoded), std::mem::take(&mut self.due));
+        // What comes before a defect is lost too: the next event of its rank shows the gap.
+        match self.decoder.decode(payload, &mut decoded) {
+            Ok(()) => self.judge(epoch, &mut decoded, &mut due),
+            Err(error) => tracing::warn!(%error, "KV events that do not decode are dropped"),
+        }
+        decoded.clear();
+        self.apply(epoch, &due).await;
+        for (_, data) in due.drain(..) {
+            self.decoder.recycle(data);
+        }
+        decoded.shrink_to(KEPT_EVENTS);
+        due.shrink_to(KEPT_EVENTS);
+        (self.decoded, self.due) = (decoded, due);
+    }
+
+    fn judge(&mut self, epoch: u64, decoded: &mut Vec<RouterEvent>, due: &mut Vec<Due>) {
         let now = now();
-        let mut due: Vec<Due> = Vec::with_capacity(events.len());
-        for RouterEvent { worker_id, event, storage_tier } in events {
+        for RouterEvent { worker_id, event, storage_tier } in decoded.drain(..) {
             // The index has one tier.
             if storage_tier != StorageTier::Device {
                 continue;
@@ -142,7 +171,6 @@ impl Follower {
                 Step::Nothing => {}
             }
         }
-        self.apply(epoch, &due).await;
     }
 
     async fn on_outcome(&mut self, outcome: Outcome) {

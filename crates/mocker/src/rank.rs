@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dynamo_engine_api::{ActiveLoad, DpRank, EngineObserver, EngineOutput, Submission};
 use dynamo_scheduler::{BlockChange, BlockPool, NewRequest, RequestId, Scheduler, Step, StepResults};
-use dynamo_tokens::HashSeed;
+use dynamo_tokens::{HashSeed, TokenId};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -41,6 +41,8 @@ pub(crate) struct Rank {
     results: StepResults,
     output: EngineOutput,
     changes: Vec<BlockChange>,
+    tokens: Vec<TokenId>,
+    wants_tokens: bool,
     reported: ActiveLoad,
     steps: u64,
     generated_tokens: u64,
@@ -54,12 +56,16 @@ impl Rank {
     pub(crate) fn new(
         dp_rank: DpRank,
         config: Arc<MockerConfig>,
-        scheduler: Scheduler<SimPool, Stream>,
+        mut scheduler: Scheduler<SimPool, Stream>,
         shared: Arc<Shared>,
         directory: Arc<Directory>,
         observer: Arc<dyn EngineObserver>,
         origin: Instant,
     ) -> Self {
+        let wants_tokens = observer.wants_tokens();
+        if wants_tokens {
+            scheduler.pool_mut().keep_tokens();
+        }
         Self {
             dp_rank,
             timing: TimingModel::new(config.speedup_ratio).with_decode_speedup(config.decode_speedup_ratio),
@@ -74,6 +80,8 @@ impl Rank {
             results: StepResults::default(),
             output: EngineOutput::default(),
             changes: Vec::new(),
+            tokens: Vec::new(),
+            wants_tokens,
             reported: ActiveLoad { dp_rank, ..ActiveLoad::default() },
             steps: 0,
             generated_tokens: 0,
@@ -231,7 +239,14 @@ impl Rank {
         let pool = self.scheduler.pool_mut();
         if pool.has_changes() {
             pool.take_changes(&mut self.changes);
-            self.observer.kv_events(self.dp_rank, events_of(&mut self.changes));
+            let events = events_of(&mut self.changes);
+            if self.wants_tokens {
+                pool.take_tokens(&mut self.tokens);
+                self.observer.kv_events_with_tokens(self.dp_rank, events, &self.tokens);
+                self.tokens.clear();
+            } else {
+                self.observer.kv_events(self.dp_rank, events);
+            }
         }
         let scheduler = self.scheduler.stats();
         let pool = self.scheduler.pool();

@@ -3,7 +3,7 @@
 use dynamo_scheduler::{
     BlockChange, BlockId, BlockPool, BlockTable, FullBlock, LoadState, LoadTicket, PrefixMatch, PrefixQuery,
 };
-use dynamo_tokens::{BlockSize, SequenceHash};
+use dynamo_tokens::{BlockSize, SequenceHash, TokenId};
 use rustc_hash::FxHashMap;
 
 use crate::{EvictionOrder, LeastRecentlyUsed};
@@ -27,6 +27,8 @@ pub struct SimPool<O = LeastRecentlyUsed> {
     /// Blocks with contents that nobody uses.
     idle: O,
     changes: Vec<BlockChange>,
+    /// Of the stored blocks in `changes`, if anybody wants them.
+    tokens: Option<Vec<TokenId>>,
 }
 
 impl SimPool {
@@ -47,6 +49,7 @@ impl<O: EvictionOrder> SimPool<O> {
             cached: FxHashMap::default(),
             idle: order,
             changes: Vec::new(),
+            tokens: None,
         }
     }
 
@@ -81,6 +84,19 @@ impl<O: EvictionOrder> SimPool<O> {
     /// Whether there are changes to take.
     pub fn has_changes(&self) -> bool {
         !self.changes.is_empty()
+    }
+
+    /// Keeps the tokens of stored blocks from now on, until they are taken.
+    pub fn keep_tokens(&mut self) {
+        self.tokens = Some(Vec::new());
+    }
+
+    /// Moves the tokens of the blocks stored since the last call to the end of `out`: those of the changes that
+    /// [`take_changes`](BlockPool::take_changes) gives, in their order.
+    pub fn take_tokens(&mut self, out: &mut Vec<TokenId>) {
+        if let Some(tokens) = &mut self.tokens {
+            out.append(tokens);
+        }
     }
 
     fn forget(&mut self, block: BlockId) {
@@ -164,6 +180,23 @@ impl<O: EvictionOrder> BlockPool for SimPool<O> {
         self.blocks[block.0 as usize].contents = Some(contents.sequence_hash);
         self.changes.push(BlockChange::Stored(contents));
         block
+    }
+
+    fn register_with_tokens(
+        &mut self,
+        group: usize,
+        block: BlockId,
+        contents: FullBlock,
+        tokens: &[TokenId],
+    ) -> BlockId {
+        let before = self.changes.len();
+        let used = self.register(group, block, contents);
+        if let Some(kept) = &mut self.tokens
+            && self.changes.len() > before
+        {
+            kept.extend_from_slice(tokens);
+        }
+        used
     }
 
     fn release(&mut self, _group: usize, blocks: &[BlockId]) {

@@ -160,7 +160,8 @@ impl<P: BlockPool, T> Scheduler<P, T> {
             };
             for (group, table) in request.tables.iter_mut().enumerate() {
                 let Some(own) = table.get(index) else { continue };
-                let shared = self.pool.register(group, own, contents);
+                let tokens = &request.sequence.tokens()[index * size..(index + 1) * size];
+                let shared = self.pool.register_with_tokens(group, own, contents, tokens);
                 if shared == own {
                     continue;
                 }

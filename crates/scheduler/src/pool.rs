@@ -1,6 +1,6 @@
 //! Where blocks come from.
 
-use dynamo_tokens::{BlockSize, LocalBlockHash, SequenceHash};
+use dynamo_tokens::{BlockSize, LocalBlockHash, SequenceHash, TokenId};
 
 use crate::BlockTable;
 
@@ -117,6 +117,18 @@ pub trait BlockPool {
     /// contents already. In that case a reference to the other was added, and the caller releases the one that it
     /// passed as soon as nothing reads it.
     fn register(&mut self, group: usize, block: BlockId, contents: FullBlock) -> BlockId;
+
+    /// As [`register`](Self::register), with the block's own tokens, for pools that tell others of them.
+    fn register_with_tokens(
+        &mut self,
+        group: usize,
+        block: BlockId,
+        contents: FullBlock,
+        tokens: &[TokenId],
+    ) -> BlockId {
+        let _ = tokens;
+        self.register(group, block, contents)
+    }
 
     /// Takes back one reference to each block; they come in the order of their sequence.
     fn release(&mut self, group: usize, blocks: &[BlockId]);

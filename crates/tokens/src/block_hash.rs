@@ -87,6 +87,14 @@ impl LocalBlockHash {
             Self(xxh3_64_with_seed(&bytes, seed.0))
         }
     }
+
+    /// The hash of one whole block in which objects other than text lie, images for one: the hash of the objects'
+    /// hashes, ascending, after the tokens.
+    pub fn with_objects(tokens: &[TokenId], objects: &[u64], seed: HashSeed) -> Self {
+        let tokens = tokens.iter().flat_map(|token| token.to_le_bytes());
+        let bytes: Vec<u8> = tokens.chain(objects.iter().flat_map(|object| object.to_le_bytes())).collect();
+        Self(xxh3_64_with_seed(&bytes, seed.0))
+    }
 }
 
 impl SequenceHash {
@@ -163,6 +171,18 @@ mod tests {
         let lora = HashSeed::new(Some("a"), None);
         let salt = HashSeed::new(None, Some("a"));
         assert!(lora != salt && lora != HashSeed::PLAIN && salt != HashSeed::PLAIN);
+    }
+
+    #[test]
+    fn a_block_with_objects_is_another_block() {
+        let tokens = [1, 2, 3, 4];
+        assert_eq!(
+            LocalBlockHash::with_objects(&tokens, &[], HashSeed::PLAIN),
+            LocalBlockHash::of(&tokens, HashSeed::PLAIN)
+        );
+        // An object's hash counts like two more tokens: its lower half, then its upper one.
+        let one = LocalBlockHash::with_objects(&tokens, &[6 << 32 | 5], HashSeed::PLAIN);
+        assert_eq!(one, LocalBlockHash::of(&[1, 2, 3, 4, 5, 6], HashSeed::PLAIN));
     }
 
     #[test]

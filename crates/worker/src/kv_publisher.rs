@@ -6,7 +6,7 @@ use std::{
 };
 
 use dynamo_engine_api::{ActiveLoad, DpRank, EngineObserver, KvCacheEventData, RouterEvent, StorageTier};
-use dynamo_kv_router::{KvQuery, KvQueryAnswer, LocalIndexer};
+use dynamo_kv_router::{EngineEvent, EventPipeline, KvQuery, KvQueryAnswer};
 use dynamo_runtime::{
     TaskScope,
     events::EventPublisher,
@@ -24,15 +24,12 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
-/// Events in one message at most: a router decodes a message in one go, between two requests.
-const MAX_EVENTS_PER_MESSAGE: usize = 128;
-
 /// Events of a rank that wait for the task at most. Past it the engine numbers and publishes them itself: none may be lost,
 /// and an engine that is faster than this process can tell of is to be slowed down.
 const MAX_WAITING_EVENTS: usize = 4096;
 
 /// Tells routers what the engine caches, and `/metrics` how busy it is. The engine only leaves its events here; a task
-/// numbers, keeps, encodes and publishes them, all that came since it looked last in one message.
+/// sends all that came since it looked last through the rank's [`EventPipeline`] and publishes the messages.
 pub struct KvPublisher {
     worker_id: u64,
     publisher: EventPublisher,
@@ -42,17 +39,18 @@ pub struct KvPublisher {
 
 struct Rank {
     /// In the engine's order, not yet numbered.
-    waiting: Mutex<Vec<KvCacheEventData>>,
+    waiting: Mutex<Vec<EngineEvent>>,
     /// Held while events are taken, numbered and published, so that no two messages of one rank overtake each other.
     published: Mutex<Published>,
     gauges: RankGauges,
 }
 
 struct Published {
-    local: LocalIndexer,
+    pipeline: EventPipeline,
     // Scratch space, kept for its memory.
-    taken: Vec<KvCacheEventData>,
-    message: Vec<RouterEvent>,
+    taken: Vec<EngineEvent>,
+    /// Events that the rank's own index could not make sense of were told of.
+    warned: bool,
 }
 
 impl KvPublisher {
@@ -65,8 +63,8 @@ impl KvPublisher {
         scope: &TaskScope,
     ) -> Arc<Self> {
         let of_rank = |rank| {
-            let local = LocalIndexer::new(rank);
-            let published = Published { local, taken: Vec::new(), message: Vec::new() };
+            let pipeline = EventPipeline::new(worker_id, rank);
+            let published = Published { pipeline, taken: Vec::new(), warned: false };
             let gauges = load.of_rank(worker_id, rank);
             (rank, Rank { waiting: Mutex::default(), published: Mutex::new(published), gauges })
         };
@@ -77,22 +75,52 @@ impl KvPublisher {
         this
     }
 
+    /// Whose events it publishes.
+    pub fn worker_id(&self) -> u64 {
+        self.worker_id
+    }
+
     /// Numbers and publishes what waits.
     fn publish(&self, rank: &Rank, published: &mut Published) {
-        let Published { local, taken, message } = published;
+        let Published { pipeline, taken, warned } = published;
         std::mem::swap(&mut *rank.waiting.lock(), taken);
-        let mut events = taken.drain(..).peekable();
-        while events.peek().is_some() {
-            message.extend(events.by_ref().take(MAX_EVENTS_PER_MESSAGE).map(|data| RouterEvent {
-                worker_id: self.worker_id,
-                event: local.record(data),
-                storage_tier: StorageTier::Device,
-            }));
+        let mut send = |message: &[RouterEvent]| {
             if let Err(error) = self.publisher.publish(message) {
                 tracing::warn!(%error, worker_id = self.worker_id, "KV events were not published");
             }
-            message.clear();
+        };
+        let failed = pipeline.local().failed_events();
+        for event in taken.drain(..) {
+            pipeline.push(event, &mut send);
         }
+        pipeline.flush(&mut send);
+        let failed = pipeline.local().failed_events() - failed;
+        if failed > 0 {
+            rank.gauges.inconsistent(failed);
+            if !std::mem::replace(warned, true) {
+                tracing::warn!(
+                    worker_id = self.worker_id,
+                    "the engine's KV events do not fit together: a parent or a removed block was never stored; further \
+                     ones are only counted"
+                );
+            }
+        }
+    }
+
+    /// Takes events of a rank, in the order in which they happened; false if the worker has no such rank.
+    pub fn report(&self, dp_rank: DpRank, events: impl IntoIterator<Item = EngineEvent>) -> bool {
+        let Some(rank) = self.ranks.get(&dp_rank) else { return false };
+        let full = {
+            let mut waiting = rank.waiting.lock();
+            waiting.extend(events);
+            waiting.len() > MAX_WAITING_EVENTS
+        };
+        if full {
+            self.publish(rank, &mut rank.published.lock());
+        } else {
+            self.wake.notify_one();
+        }
+        true
     }
 
     /// Takes as long as a dump of the cache: not for a reactor.
@@ -104,7 +132,7 @@ impl KvPublisher {
             let mut published = rank.published.lock();
             // What the engine has reported is there for whoever asks after it.
             self.publish(rank, &mut published);
-            published.local.answer(query)
+            published.pipeline.answer(query)
         };
         // The task passes over a rank whose lock is held.
         self.wake.notify_one();
@@ -130,20 +158,10 @@ async fn publish_waiting(publisher: Weak<KvPublisher>, wake: Arc<Notify>, scope:
 }
 
 impl EngineObserver for KvPublisher {
-    fn kv_events(&self, dp_rank: DpRank, mut events: Vec<KvCacheEventData>) {
-        let Some(rank) = self.ranks.get(&dp_rank) else {
+    fn kv_events(&self, dp_rank: DpRank, events: Vec<KvCacheEventData>) {
+        let on_device = |data| EngineEvent { tier: StorageTier::Device, data };
+        if !self.report(dp_rank, events.into_iter().map(on_device)) {
             tracing::warn!(dp_rank, "the engine reported events of a rank that it does not have");
-            return;
-        };
-        let full = {
-            let mut waiting = rank.waiting.lock();
-            waiting.append(&mut events);
-            waiting.len() > MAX_WAITING_EVENTS
-        };
-        if full {
-            self.publish(rank, &mut rank.published.lock());
-        } else {
-            self.wake.notify_one();
         }
     }
 

@@ -4,6 +4,9 @@
 //! three endpoints on the request plane: `generate` (or whatever the endpoint is called), `kv_query` for routers that
 //! missed KV events, and `model_files` for frontends that do not have the model's folder.
 
+mod engine_listener;
+mod engine_source;
+mod engine_wire;
 mod handler;
 mod kv_publisher;
 mod load;
@@ -13,6 +16,11 @@ mod model_files;
 mod vocabulary;
 mod workers;
 
+pub use engine_listener::{
+    EngineBatches, EngineEndpoint, EngineIntakeMetrics, EngineListener, ListenerError, SourceMetrics,
+};
+pub use engine_source::EngineEventSource;
+pub use engine_wire::{EngineWire, EngineWireError, WirePorts};
 pub use handler::{GenerateHandler, INTERNAL, INVALID_REQUEST};
 pub use kv_publisher::{KvPublisher, KvQueryHandler};
 pub use load::{LoadGauges, RankGauges};

@@ -1,7 +1,7 @@
 //! How busy the engine's ranks are, as gauges.
 
 use dynamo_engine_api::{ActiveLoad, DpRank};
-use dynamo_runtime::metrics::{IntGauge, IntGaugeVec, Metrics, MetricsError};
+use dynamo_runtime::metrics::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Metrics, MetricsError};
 
 const LABELS: [&str; 2] = ["worker_id", "dp_rank"];
 
@@ -14,6 +14,7 @@ pub struct LoadGauges {
     prefill_tokens: IntGaugeVec,
     waiting: IntGaugeVec,
     running: IntGaugeVec,
+    inconsistent: IntCounterVec,
 }
 
 /// One rank's series, looked up once: a load comes with every step that changed it.
@@ -24,6 +25,7 @@ pub struct RankGauges {
     prefill_tokens: IntGauge,
     waiting: IntGauge,
     running: IntGauge,
+    inconsistent: IntCounter,
 }
 
 impl LoadGauges {
@@ -38,6 +40,11 @@ impl LoadGauges {
             prefill_tokens: gauge("active_prefill_tokens", "Prompt tokens still to be computed")?,
             waiting: gauge("waiting_requests", "Requests that wait to be admitted")?,
             running: gauge("running_requests", "Requests that are being computed")?,
+            inconsistent: metrics.counter_vec(
+                "dynamo_component_kv_publisher_inconsistent_events_total",
+                "KV events of the engine that do not fit those before them",
+                &LABELS,
+            )?,
         })
     }
 
@@ -52,11 +59,17 @@ impl LoadGauges {
             prefill_tokens: of(&self.prefill_tokens),
             waiting: of(&self.waiting),
             running: of(&self.running),
+            inconsistent: self.inconsistent.with_label_values(&[&worker, &rank]),
         }
     }
 }
 
 impl RankGauges {
+    /// So many events of the engine did not fit those before them.
+    pub fn inconsistent(&self, events: u64) {
+        self.inconsistent.inc_by(events);
+    }
+
     /// Shows the rank's load; what the engine does not know stays as it was.
     pub fn set(&self, load: &ActiveLoad) {
         let show = |gauge: &IntGauge, value: Option<u64>| {

@@ -1,11 +1,12 @@
 //! Starts the workers of this process.
 
 use std::{
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, Weak},
 };
 
-use dynamo_engine_api::Engine;
+use dynamo_engine_api::{Engine, EngineObserver};
 use dynamo_llm::{
     CardError, CardOptions, KV_EVENTS_TOPIC, KV_QUERY_ENDPOINT, MODEL_FILES_ENDPOINT, ModelCard,
     RuntimeConfigCard,
@@ -16,8 +17,11 @@ use dynamo_runtime::{
     RequestPlaneSource, Runtime, RuntimeConfig, ServeError, ServedEndpoint, StartError, SystemState,
     TaskScope, events::EventPlaneError, metrics::MetricsError,
 };
+use dynamo_tokens::BlockSize;
 
 use crate::{
+    EngineEventSource, EngineIntakeMetrics, EngineListener, EngineWire, EngineWireError, ListenerError,
+    WirePorts,
     handler::GenerateHandler,
     kv_publisher::{KvPublisher, KvQueryHandler},
     load::LoadGauges,
@@ -44,6 +48,9 @@ pub struct WorkerConfig {
     pub num_workers: u32,
     /// What each simulates.
     pub engine: MockerConfig,
+    /// For each worker the ports on which its engine publishes KV events as vLLM does; the worker then listens there,
+    /// as to a real engine. Empty: engine and publisher share the process's memory.
+    pub wire_ports: Vec<WirePorts>,
 }
 
 /// Why workers did not start.
@@ -67,6 +74,12 @@ pub enum WorkerError {
     #[error(transparent)]
     Events(#[from] EventPlaneError),
     #[error(transparent)]
+    Wire(#[from] EngineWireError),
+    #[error(transparent)]
+    Listener(#[from] ListenerError),
+    #[error("{ports} pairs of KV event ports for {workers} workers: give one for each")]
+    WirePorts { ports: usize, workers: u32 },
+    #[error(transparent)]
     Metrics(#[from] MetricsError),
     #[error("the model card does not serialize: {0}")]
     Card(#[from] serde_json::Error),
@@ -86,6 +99,7 @@ struct Worker {
     /// Left first, so that nobody is sent here while the rest goes.
     _model: Announcement,
     _endpoints: [ServedEndpoint; 3],
+    _listeners: Vec<EngineListener>,
     engine: Arc<MockEngine>,
 }
 
@@ -94,6 +108,7 @@ struct Starting {
     runtime: DistributedRuntime,
     observer: Arc<KvPublisher>,
     scope: TaskScope,
+    listeners: Vec<EngineListener>,
     engine: Arc<MockEngine>,
 }
 
@@ -106,6 +121,10 @@ impl Workers {
         runtime_config: RuntimeConfig,
     ) -> Result<Self, WorkerError> {
         let engine = &config.engine;
+        if !config.wire_ports.is_empty() && config.wire_ports.len() != config.num_workers as usize {
+            let ports = config.wire_ports.len();
+            return Err(WorkerError::WirePorts { ports, workers: config.num_workers });
+        }
         let card = ModelCard::from_directory(
             &config.model_path,
             CardOptions {
@@ -137,16 +156,19 @@ impl Workers {
         let families = Families {
             component: ComponentMetrics::new(&runtime_config.metrics)?,
             load: LoadGauges::new(&runtime_config.metrics)?,
+            intake: EngineIntakeMetrics::new(&runtime_config.metrics)?,
         };
         let mut starting: Vec<Starting> = Vec::new();
-        for _ in 0..config.num_workers {
+        let host = runtime_config.event_plane.host;
+        for number in 0..config.num_workers as usize {
             let mut own = runtime_config.clone();
             if let Some(first) = starting.first() {
                 own.request_plane = RequestPlaneSource::Shared(first.runtime.request_plane().clone());
                 own.system.port = None;
             }
             let runtime = DistributedRuntime::new(runtime.clone(), own).await?;
-            starting.push(Starting::new(runtime, &config.endpoint, engine.clone(), &families).await?);
+            let wire = config.wire_ports.get(number).map(|&ports| (host, ports));
+            starting.push(Starting::new(runtime, &config.endpoint, engine.clone(), wire, &families).await?);
         }
         let ready = async {
             for worker in &starting {
@@ -197,6 +219,7 @@ impl Workers {
 struct Families {
     component: ComponentMetrics,
     load: LoadGauges,
+    intake: EngineIntakeMetrics,
 }
 
 impl Starting {
@@ -204,6 +227,7 @@ impl Starting {
         runtime: DistributedRuntime,
         endpoint: &EndpointId,
         config: MockerConfig,
+        wire: Option<(IpAddr, WirePorts)>,
         families: &Families,
     ) -> Result<Self, WorkerError> {
         let worker_id = runtime.incarnation().worker_id.get();
@@ -212,11 +236,15 @@ impl Starting {
         let ranks = 0..config.data_parallel_size;
         let scope = runtime.scope().child("engine");
         let observer = KvPublisher::start(worker_id, ranks, publisher, &families.load, &scope);
+        let (of_engine, listeners) = match wire {
+            Some((host, ports)) => over_the_wire(host, ports, &config, &observer, &families.intake)?,
+            None => (observer.clone() as Arc<dyn EngineObserver>, Vec::new()),
+        };
         let spawner = scope.clone();
-        let engine = Arc::new(MockEngine::start(config, observer.clone(), |task| {
+        let engine = Arc::new(MockEngine::start(config, of_engine, |task| {
             spawner.spawn("rank", task);
         })?);
-        Ok(Self { runtime, observer, scope, engine })
+        Ok(Self { runtime, observer, scope, listeners, engine })
     }
 
     async fn register(
@@ -225,7 +253,7 @@ impl Starting {
         card: &ModelCard,
         families: &Families,
     ) -> Result<Worker, WorkerError> {
-        let Self { runtime, observer, scope, engine } = self;
+        let Self { runtime, observer, scope, listeners, engine } = self;
         let worker_id = runtime.incarnation().worker_id.get();
         let beside = |name: &str| EndpointId { endpoint: name.to_owned(), ..endpoint.clone() };
         let metrics = families.component.endpoint(endpoint, worker_id);
@@ -243,6 +271,33 @@ impl Starting {
             suffix: None,
         };
         let model = runtime.announce(Record::Model(record)).await?;
-        Ok(Worker { runtime, _model: model, _endpoints: [generate, queries, files], engine })
+        Ok(Worker {
+            runtime,
+            _model: model,
+            _endpoints: [generate, queries, files],
+            _listeners: listeners,
+            engine,
+        })
     }
+}
+
+/// Lets the engine publish on sockets of its own, and `publisher` listen there.
+fn over_the_wire(
+    host: IpAddr,
+    ports: WirePorts,
+    config: &MockerConfig,
+    publisher: &Arc<KvPublisher>,
+    metrics: &EngineIntakeMetrics,
+) -> Result<(Arc<dyn EngineObserver>, Vec<EngineListener>), WorkerError> {
+    let block_size = BlockSize::new(config.block_size).ok_or(MockConfigError::Zero("block_size"))?;
+    let wire =
+        EngineWire::start(host, ports, config.data_parallel_size, config.block_size, publisher.clone())?;
+    let metrics = metrics.of_worker(publisher.worker_id());
+    let listeners = wire.endpoints().iter().zip(0..).map(|(endpoint, rank)| {
+        let source =
+            EngineEventSource::new(&endpoint.events, publisher.clone(), block_size, rank, metrics.clone());
+        EngineListener::start(endpoint.clone(), source, metrics.clone())
+    });
+    let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
+    Ok((Arc::new(wire), listeners))
 }

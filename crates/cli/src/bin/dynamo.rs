@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use dynamo_cli::{
-    CountingAllocator, FrontendArgs, GlobalRouterArgs, RouterCommandArgs, ServeArgs, WorkerArgs, run_bench,
-    run_frontend, run_global_router, run_router, run_serve, run_worker,
+    CountingAllocator, FrontendArgs, GlobalRouterArgs, IndexerArgs, RouterCommandArgs, ServeArgs, WorkerArgs,
+    run_bench, run_frontend, run_global_router, run_indexer, run_router, run_serve, run_worker,
 };
 use dynamo_trace::BenchArgs;
 
@@ -37,6 +37,8 @@ enum What {
     Router(Box<RouterCommandArgs>),
     /// A router over pools, each with a router of its own
     GlobalRouter(Box<GlobalRouterArgs>),
+    /// Says over HTTP which engine holds how much of a prompt
+    Indexer(Box<IndexerArgs>),
     /// Load an OpenAI-compatible server, and say what it can do
     Bench(Box<BenchArgs>),
 }
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         What::Worker(args) => run_worker(*args),
         What::Router(args) => run_router(*args),
         What::GlobalRouter(args) => run_global_router(*args),
+        What::Indexer(args) => run_indexer(*args),
         What::Bench(args) => run_bench(*args),
     }
 }

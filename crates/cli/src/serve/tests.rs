@@ -11,6 +11,7 @@ fn workers_at(endpoint: &str) -> WorkerConfig {
         custom_template: None,
         context_length: None,
         num_workers: 1,
+        wire_ports: Vec::new(),
         engine: MockerConfig::default(),
     }
 }

@@ -30,6 +30,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod worker_list;
+mod zmq_source;
 
 pub use access_log::AccessLogError;
 pub use config::{IndexerConfig, RecoveryLimits};
@@ -41,3 +42,4 @@ pub use source::{
     check_endpoint,
 };
 pub use worker_list::{WorkerListError, WorkerSpec, parse_workers};
+pub use zmq_source::ZmqSource;

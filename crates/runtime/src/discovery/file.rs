@@ -62,6 +62,8 @@ struct Disk {
     own: BTreeMap<RecordKey, Entry>,
     views: Vec<(Bucket, BucketView)>,
     probes: Probes,
+    /// Who was found alive at the last scan; kept for its memory.
+    alive: HashMap<OwnerId, bool>,
     /// Something found at the last scan was not put right.
     unfinished: bool,
 }
@@ -76,6 +78,7 @@ impl FileStore {
             own: BTreeMap::new(),
             views: Bucket::ALL.map(|bucket| (bucket, BucketView::default())).into(),
             probes: Probes::default(),
+            alive: HashMap::new(),
             unfinished: false,
         };
         let store = Self {
@@ -241,7 +244,10 @@ impl Disk {
             looked |= view.scan(root, *bucket)?;
         }
         let mut chores = Chores::default();
-        let mut alive = HashMap::from([(owner, true)]);
+        // Bounded by the records there are.
+        let alive = &mut self.alive;
+        alive.clear();
+        alive.insert(owner, true);
         for entry in self.views.iter().flat_map(|(_, view)| view.entries()) {
             alive.entry(entry.owner).or_insert_with(|| self.probes.is_alive(root, entry.owner));
         }

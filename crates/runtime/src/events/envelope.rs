@@ -1,4 +1,5 @@
 use super::frames::Malformed;
+use super::payload_arena::PayloadArena;
 use crate::identity::{Epoch, Incarnation, WorkerId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -83,7 +84,11 @@ pub(super) fn write_map(
 }
 
 /// Reads the map of an event on `topic`. The payload is copied, once.
-pub(super) fn read_map(bytes: &[u8], topic: &Arc<str>) -> Result<Arrival, Malformed> {
+pub(super) fn read_map(
+    bytes: &[u8],
+    topic: &Arc<str>,
+    arena: &mut PayloadArena,
+) -> Result<Arrival, Malformed> {
     let map: OnTheWire<'_> = rmp_serde::from_slice(bytes).map_err(|_| Malformed::Envelope)?;
     if map.topic != &**topic {
         return Err(Malformed::Disagreement);
@@ -94,5 +99,5 @@ pub(super) fn read_map(bytes: &[u8], topic: &Arc<str>) -> Result<Arrival, Malfor
     };
     let (sequence, published_at_ms) = (map.sequence, map.published_at);
     let envelope = Envelope { publisher, sequence, published_at_ms, topic: topic.clone() };
-    Ok(Arrival { envelope, payload: Bytes::copy_from_slice(map.payload) })
+    Ok(Arrival { envelope, payload: arena.copy(map.payload) })
 }

@@ -8,6 +8,7 @@
 //!    (Unix milliseconds; absent from publishers that have none, which counts as 0)
 
 use super::envelope::{Arrival, read_map, write_map};
+use super::payload_arena::PayloadArena;
 use super::{Envelope, PublishError};
 use crate::identity::WorkerId;
 use std::sync::Arc;
@@ -72,7 +73,11 @@ pub(super) fn encode(envelope: &Envelope, payload: &[u8]) -> Result<Encoded, Pub
     Ok(Encoded { publisher, sequence: envelope.sequence.to_be_bytes(), body })
 }
 
-pub(super) fn decode<F: AsRef<[u8]>>(frames: &[F], topic: &Arc<str>) -> Result<Arrival, Malformed> {
+pub(super) fn decode<F: AsRef<[u8]>>(
+    frames: &[F],
+    topic: &Arc<str>,
+    arena: &mut PayloadArena,
+) -> Result<Arrival, Malformed> {
     let [topic_frame, publisher, sequence, body] = frames else { return Err(Malformed::FrameCount) };
     if topic_frame.as_ref() != topic.as_bytes() {
         return Err(Malformed::ForeignTopic);
@@ -87,7 +92,7 @@ pub(super) fn decode<F: AsRef<[u8]>>(frames: &[F], topic: &Arc<str>) -> Result<A
     if usize::try_from(length) != Ok(envelope.len()) {
         return Err(Malformed::Length);
     }
-    let arrival = read_map(envelope, topic)?;
+    let arrival = read_map(envelope, topic, arena)?;
     if arrival.envelope.publisher.worker_id != publisher || arrival.envelope.sequence != sequence {
         return Err(Malformed::Disagreement);
     }

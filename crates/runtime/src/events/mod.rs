@@ -17,6 +17,7 @@ pub mod frames;
 mod hub;
 mod inbox;
 mod metrics;
+mod payload_arena;
 mod plane;
 mod publisher;
 mod subscriber;

@@ -77,7 +77,7 @@ async fn many_events_are_cut_into_messages_and_none_is_lost_when_the_task_is_lat
     let mut next = 1;
     while next <= many {
         let message = setting.message().await;
-        assert!(message.len() <= MAX_EVENTS_PER_MESSAGE);
+        assert!(message.len() <= dynamo_kv_router::MAX_MESSAGE_EVENTS);
         for event in message {
             assert_eq!(event.event.event_id, next);
             next += 1;

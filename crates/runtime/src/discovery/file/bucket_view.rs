@@ -41,20 +41,20 @@ impl BucketView {
     /// Reads the directory if it may have changed; whether it did so.
     pub(super) fn scan(&mut self, root: &Root, bucket: Bucket) -> Result<bool, DiscoveryError> {
         let directory = root.bucket(bucket);
-        let modified = match modified(&directory) {
+        let modified = match modified(directory) {
             Ok(modified) => modified,
             Err(error) if is_missing(&error) => {
                 root.make()?;
                 *self = Self::default();
                 return Ok(true);
             }
-            Err(error) => return Err(DiscoveryError::io("look at", &directory)(error)),
+            Err(error) => return Err(DiscoveryError::io("look at", directory)(error)),
         };
         if self.settled == Some(modified) {
             return Ok(false);
         }
         let started = SystemTime::now();
-        self.read(&directory, bucket)?;
+        self.read(directory, bucket)?;
         let age = started.duration_since(modified).unwrap_or_default();
         self.settled = (age >= TICK).then_some(modified);
         Ok(true)

@@ -105,9 +105,9 @@ pub(super) fn forget(root: &Root, owner: OwnerId) {
 
 /// Deletes what dead processes left behind: locks that nobody holds and temporary files. Best effort.
 pub(super) fn sweep(root: &Root) {
+    let owners = root.owners();
     let directories = Bucket::ALL.map(|bucket| root.bucket(bucket));
-    for item in
-        directories.iter().chain([&root.owners()]).filter_map(|path| fs::read_dir(path).ok()).flatten()
+    for item in directories.into_iter().chain([&*owners]).filter_map(|path| fs::read_dir(path).ok()).flatten()
     {
         let Ok(item) = item else { continue };
         let temporary = item.file_name().as_encoded_bytes().starts_with(TEMPORARY.as_bytes());
@@ -115,8 +115,7 @@ pub(super) fn sweep(root: &Root) {
             let modified = item.metadata().and_then(|metadata| metadata.modified());
             modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > STALE))
         } else {
-            item.path().starts_with(root.owners())
-                && File::open(item.path()).is_ok_and(|file| !is_locked(&file))
+            item.path().starts_with(&owners) && File::open(item.path()).is_ok_and(|file| !is_locked(&file))
         };
         if dead {
             // Someone else may be sweeping.

@@ -27,15 +27,21 @@ pub fn default_root(env: impl Fn(&str) -> Option<String>) -> PathBuf {
     Path::new(&tmp).join(format!("dynamo-{}", rustix::process::getuid().as_raw()))
 }
 
+/// The folder of this layout below the root.
+const VERSION: &str = "v1";
+
 /// A root that belongs to us.
 pub(super) struct Root {
     path: PathBuf,
+    /// Looked at by every poll, so made once.
+    buckets: [PathBuf; Bucket::ALL.len()],
 }
 
 impl Root {
     /// Makes what is missing, with mode 0700, and refuses a root of someone else: they could read and forge records.
     pub(super) fn open(path: &Path) -> Result<Self, DiscoveryError> {
-        let root = Self { path: path.to_owned() };
+        let buckets = Bucket::ALL.map(|bucket| path.join(VERSION).join(bucket.name()));
+        let root = Self { path: path.to_owned(), buckets };
         make_private(path)?;
         refuse_foreign(path)?;
         root.make()?;
@@ -44,9 +50,9 @@ impl Root {
     }
 
     pub(super) fn make(&self) -> Result<(), DiscoveryError> {
-        let buckets = Bucket::ALL.map(|bucket| self.bucket(bucket));
-        for directory in buckets.into_iter().chain([self.owners()]) {
-            make_private(&directory)?;
+        let owners = self.owners();
+        for directory in self.buckets.iter().chain([&owners]) {
+            make_private(directory)?;
         }
         Ok(())
     }
@@ -56,11 +62,11 @@ impl Root {
     }
 
     fn base(&self) -> PathBuf {
-        self.path.join("v1")
+        self.path.join(VERSION)
     }
 
-    pub(super) fn bucket(&self, bucket: Bucket) -> PathBuf {
-        self.base().join(bucket.name())
+    pub(super) fn bucket(&self, bucket: Bucket) -> &Path {
+        &self.buckets[bucket as usize]
     }
 
     pub(super) fn owners(&self) -> PathBuf {
@@ -91,7 +97,7 @@ impl Root {
                 limit: MAX_RECORD_BYTES,
             });
         }
-        let temporary = temporary_in(&self.bucket(key.bucket()));
+        let temporary = temporary_in(self.bucket(key.bucket()));
         let place = self.record(&key);
         let written = OpenOptions::new()
             .write(true)

@@ -1,3 +1,4 @@
+use super::super::payload_arena::PayloadArena;
 use super::*;
 use crate::identity::{Epoch, Incarnation};
 use proptest::prelude::*;
@@ -18,7 +19,7 @@ fn sample() -> Envelope {
 
 #[test]
 fn an_event_survives_the_trip() {
-    let arrival = decode(&frames_of(&sample(), b"payload"), &topic()).unwrap();
+    let arrival = decode(&frames_of(&sample(), b"payload"), &topic(), &mut PayloadArena::default()).unwrap();
     assert_eq!(arrival.envelope, sample());
     assert_eq!(&arrival.payload[..], b"payload");
 }
@@ -46,7 +47,8 @@ fn an_envelope_without_epoch_is_read() {
     let mut body = vec![1];
     body.extend_from_slice(&u32::try_from(envelope.len()).unwrap().to_be_bytes());
     body.extend_from_slice(&envelope);
-    let arrival = decode(&[topic_frame, publisher, sequence, body], &topic()).unwrap();
+    let arrival =
+        decode(&[topic_frame, publisher, sequence, body], &topic(), &mut PayloadArena::default()).unwrap();
     assert_eq!(arrival.envelope.publisher.epoch, Epoch::from_unix_ms(0));
     assert_eq!(&arrival.payload[..], b"\x01\x02");
 }
@@ -56,9 +58,12 @@ fn each_defect_has_its_name() {
     let with = |change: fn(&mut [Vec<u8>; 4])| {
         let mut frames = frames_of(&sample(), b"payload");
         change(&mut frames);
-        decode(&frames, &topic()).unwrap_err()
+        decode(&frames, &topic(), &mut PayloadArena::default()).unwrap_err()
     };
-    assert_eq!(decode(&frames_of(&sample(), b"")[..3], &topic()), Err(Malformed::FrameCount));
+    assert_eq!(
+        decode(&frames_of(&sample(), b"")[..3], &topic(), &mut PayloadArena::default()),
+        Err(Malformed::FrameCount)
+    );
     assert_eq!(with(|frames| frames[0].push(b'2')), Malformed::ForeignTopic);
     assert_eq!(with(|frames| frames[1].truncate(4)), Malformed::Number);
     assert_eq!(with(|frames| frames[2].push(0)), Malformed::Number);
@@ -86,6 +91,6 @@ proptest! {
                 body[1..5].copy_from_slice(&length.to_be_bytes());
             }
         }
-        let _ = decode(&frames, &topic());
+        let _ = decode(&frames, &topic(), &mut PayloadArena::default());
     }
 }

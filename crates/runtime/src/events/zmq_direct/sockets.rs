@@ -3,8 +3,10 @@
 use super::super::envelope::Arrival;
 use super::super::frames::{self, ENVELOPE_ROOM, Encoded, FRAMES, MAX_PAYLOAD, Malformed};
 use super::super::inbox::Inbox;
+use super::super::payload_arena::PayloadArena;
 use super::desired::{Desired, Publisher};
 use super::handle::Shared;
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::net::IpAddr;
@@ -24,6 +26,8 @@ const RECONNECT_MS: (i32, i32) = (100, 5_000);
 const HEARTBEAT_MS: (i32, i32) = (10_000, 30_000);
 /// Messages taken from one queue before the others get their turn.
 const TURN: usize = 1024;
+/// Sockets that are waited on without allocating: more than a process has but for a frontend of many models.
+const FEW_SOCKETS: usize = 32;
 
 struct Sockets {
     context: Context,
@@ -32,6 +36,7 @@ struct Sockets {
     /// The version of [`Desired`] that these are.
     version: u64,
     frames: [Message; FRAMES],
+    arena: PayloadArena,
 }
 
 struct Subscribed {
@@ -50,6 +55,7 @@ pub(super) fn run(shared: &Shared, context: Context, mut woken: UnixStream) {
         subscriptions: BTreeMap::new(),
         version: 0,
         frames: std::array::from_fn(|_| Message::new()),
+        arena: PayloadArena::default(),
     };
     loop {
         // An event is queued before its publisher is dropped. So whoever is missing here has all its events in the queue,
@@ -130,7 +136,7 @@ impl Sockets {
     }
 
     fn wait_and_receive(&mut self, shared: &Shared, woken: &mut UnixStream, more: bool) {
-        let mut items = Vec::with_capacity(1 + self.subscriptions.len() + self.publishers.len());
+        let mut items = SmallVec::<[PollItem<'_>; FEW_SOCKETS]>::new();
         items.push(PollItem::from_fd(woken.as_raw_fd(), POLLIN));
         items
             .extend(self.subscriptions.values().map(|subscription| subscription.socket.as_poll_item(POLLIN)));
@@ -144,7 +150,8 @@ impl Sockets {
             return;
         }
         let was_woken = items[0].is_readable();
-        let readable: Vec<bool> = items[1..].iter().map(PollItem::is_readable).collect();
+        let readable: SmallVec<[bool; FEW_SOCKETS]> = items[1..].iter().map(PollItem::is_readable).collect();
+        drop(items);
         if was_woken {
             let mut bytes = [0; 64];
             while woken.read(&mut bytes).is_ok_and(|read| read == bytes.len()) {}
@@ -153,7 +160,7 @@ impl Sockets {
         }
         for (subscription, readable) in self.subscriptions.values_mut().zip(readable) {
             if readable {
-                subscription.receive(&mut self.frames);
+                subscription.receive(&mut self.frames, &mut self.arena);
             }
         }
     }
@@ -174,13 +181,13 @@ impl Subscribed {
     }
 
     /// Takes a turn's worth.
-    fn receive(&mut self, frames: &mut [Message; FRAMES]) {
+    fn receive(&mut self, frames: &mut [Message; FRAMES], arena: &mut PayloadArena) {
         for _ in 0..TURN {
             match receive(&self.socket, frames) {
                 Ok(count) => {
                     let parts: [&[u8]; FRAMES] = std::array::from_fn(|index| &*frames[index]);
                     let parts = if count <= FRAMES { &parts[..count] } else { &[][..] };
-                    match frames::decode(parts, &self.inbox.topic) {
+                    match frames::decode(parts, &self.inbox.topic, arena) {
                         Ok(arrival) => self.inbox.push(arrival),
                         Err(defect) => {
                             self.inbox.metrics.malformed(defect);
