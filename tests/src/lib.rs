@@ -13,4 +13,4 @@ pub use http::{Answer, ChatStream, Event, get, post, stream_chat};
 pub use metrics::Metrics;
 pub use plane_client::{HeldBlock, PlaneClient, held_blocks};
 pub use process::Process;
-pub use stack::{Frontend, RouterProcess, Stack, Worker, WorkerOptions, eventually};
+pub use stack::{Frontend, Indexer, RouterProcess, Stack, Worker, WorkerOptions, eventually};

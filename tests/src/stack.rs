@@ -60,6 +60,14 @@ pub struct RouterProcess {
     pub system: String,
 }
 
+/// A running indexer.
+pub struct Indexer {
+    /// Its process.
+    pub process: Process,
+    /// `127.0.0.1:port`.
+    pub address: String,
+}
+
 /// Tries until `attempt` gives something, for at most `limit`.
 pub fn eventually<T>(what: &str, limit: Duration, mut attempt: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
@@ -137,6 +145,13 @@ impl Stack {
         RouterProcess { process, system }
     }
 
+    /// Starts an indexer on a free port, and waits until it listens.
+    pub fn indexer(&mut self, more: &[&str]) -> Indexer {
+        let mut process = self.start("dynamo", &[&["indexer", "--port", "0"], more].concat());
+        let address = process.wait_for_output("address    http://", START_LIMIT);
+        Indexer { process, address }
+    }
+
     /// The discovery folder.
     pub fn discovery(&self) -> PathBuf {
         self.folder.path().join("discovery")
@@ -188,5 +203,13 @@ impl RouterProcess {
     /// Its metrics now.
     pub fn metrics(&self) -> Metrics {
         Metrics::parse(&get(&self.system, "/metrics").expect("the router answers").body)
+    }
+}
+
+impl Indexer {
+    /// Waits until it has taken over from its peers, or has none.
+    pub fn wait_until_ready(&self) {
+        let ready = || get(&self.address, "/health").is_ok_and(|answer| answer.status == 200);
+        eventually("the indexer is ready", START_LIMIT, || ready().then_some(()));
     }
 }

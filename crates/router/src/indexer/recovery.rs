@@ -19,6 +19,10 @@ use super::{
 /// The list of a peer's engines at most: a hundred thousand of them.
 const MAX_WORKERS_BYTES: usize = 64 << 20;
 
+/// Before the dump is asked for: the subscriptions that were just made must have reached the engines, or what happens
+/// between the dump and the first message heard would be nowhere. Publishers do not say when they have a subscription.
+const SUBSCRIBING: Duration = Duration::from_millis(500);
+
 /// What was taken over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct TakenOver {
@@ -96,6 +100,7 @@ async fn take_over(
     for entry in entries {
         taken.engines += adopt(registry, entry);
     }
+    tokio::time::sleep(SUBSCRIBING).await;
     let mut body = get(&peer, "/dump", limits.answer, scope).await?;
     let mut reader = DumpReader::default();
     let mut applier = Applier { registry, model: None, taken: &mut taken };

@@ -61,6 +61,7 @@ impl EventSource for ZmqSource {
             deliveries,
             metrics: metrics.clone(),
             events: Vec::new(),
+            heard: false,
             told_of_payload: false,
             told_of_rank: false,
             told_of_size: false,
@@ -92,6 +93,8 @@ struct Batches {
     deliveries: Deliveries,
     metrics: SourceMetrics,
     events: Vec<EngineEvent>,
+    /// Whether a batch has come.
+    heard: bool,
     // Each fault is told once, and counted each time.
     told_of_payload: bool,
     told_of_rank: bool,
@@ -138,6 +141,7 @@ impl Batches {
 
 impl EngineBatches for Batches {
     fn batch(&mut self, sequence: u64, payload: &[u8]) {
+        self.heard = true;
         let before = *self.decoder.counters();
         let decoded = self.decoder.decode(payload, &mut self.events);
         let after = *self.decoder.counters();
@@ -169,7 +173,19 @@ impl EngineBatches for Batches {
 
     fn lost(&mut self, batches: u64, why: Option<ReplayFailure>) {
         let why = why.map_or_else(|| "it has no replay endpoint".to_owned(), |failure| failure.to_string());
-        tracing::info!(worker_id = self.rank.worker_id, why, "lost KV events are not to be had again");
+        let WorkerRank { worker_id, dp_rank } = self.rank;
+        if !self.heard {
+            // Nothing got lost on the way: the engine was there before.
+            tracing::info!(
+                worker_id,
+                dp_rank,
+                batches,
+                why,
+                "what the engine published before is not to be had from it: a peer may know what it holds"
+            );
+            return;
+        }
+        tracing::info!(worker_id, dp_rank, why, "lost KV events are not to be had again");
         self.deliver(Delivery::Lost(batches));
     }
 
