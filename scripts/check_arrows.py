@@ -16,7 +16,7 @@ LAYERS = [
     {"runtime"},
     {"llm", "mocker"},
     {"worker", "frontend", "trace"},
-    {"router"},
+    {"router", "simulate"},
     {"cli", "tests"},
 ]
 PURE = {"tokens", "protocols", "engine-api", "text", "kv-router", "scheduler", "wire"}
@@ -25,6 +25,7 @@ IMPURE = {"tokio", "tokio-util", "hyper", "hyper-util", "axum", "zmq", "socket2"
 FORBIDDEN = {
     "runtime": {"engine-api", "protocols", "text", "kv-router", "scheduler", "tokens"},
     "mocker": {"runtime", "protocols", "text", "kv-router"},
+    "simulate": {"runtime", "llm", "worker", "frontend", "protocols", "text"},
     "trace": {"runtime", "kv-router", "engine-api"},
     "wire": {"tokens", "protocols"},
 }

@@ -29,7 +29,7 @@ const FILE_CACHE: Key = Key::new("model-cache").env(&["DYN_MODEL_CACHE"]).expect
 
 /// Flags of the HTTP service and the router.
 #[derive(Clone, Debug, Default, clap::Args)]
-#[command(next_help_heading = "HTTP and routing")]
+#[command(next_help_heading = "HTTP")]
 pub(crate) struct ServiceArgs {
     /// Address to listen on [env: DYN_HTTP_HOST] [default: 0.0.0.0]
     #[arg(long, value_name = "HOST")]
@@ -43,11 +43,11 @@ pub(crate) struct ServiceArgs {
     /// Let headers such as x-dynamo-worker-instance-id choose workers [env: DYN_TRUST_ROUTING_HEADERS]
     #[arg(long)]
     pub(crate) trust_routing_headers: bool,
-    #[command(flatten)]
-    pub(crate) router: RouterArgs,
     /// Where model files that came from workers are kept [env: DYN_MODEL_CACHE] [default: a folder of the user's]
     #[arg(long, value_name = "DIR")]
     pub(crate) model_cache: Option<PathBuf>,
+    #[command(flatten)]
+    router: RouterArgs,
 }
 
 /// Flags of the frontend.
@@ -80,6 +80,7 @@ impl ServiceArgs {
         http.stall_limit = layers.seconds(&STALL, self.http_stall_limit_secs, http.stall_limit)?;
         http.trust_routing_headers =
             layers.switch(&TRUST, self.trust_routing_headers.then_some(true), false)?;
+        let router = self.router.resolve(layers, default_mode)?;
         let cache = layers.path(&FILE_CACHE, self.model_cache.clone())?;
         let user_cache = || {
             let home = env.get("XDG_CACHE_HOME").map(PathBuf::from);
@@ -90,7 +91,7 @@ impl ServiceArgs {
             host: layers.value(&HOST, self.http_host.clone(), "0.0.0.0".to_owned())?,
             port: layers.value(&PORT, self.http_port, 8000)?,
             http,
-            router: self.router.resolve(layers, default_mode)?,
+            router,
             file_cache: cache.unwrap_or_else(user_cache),
         })
     }

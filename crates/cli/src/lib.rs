@@ -15,7 +15,9 @@ mod process;
 mod router;
 mod router_args;
 mod serve;
+mod simulate;
 mod start_block;
+mod trace;
 mod worker;
 
 pub use allocator::{CountingAllocator, allocations};
@@ -25,4 +27,6 @@ pub use global_router::{GlobalRouterArgs, run as run_global_router};
 pub use indexer::{IndexerArgs, run as run_indexer};
 pub use router::{RouterCommandArgs, run as run_router};
 pub use serve::{ServeArgs, run as run_serve};
+pub use simulate::run as run_simulate;
+pub use trace::run as run_trace;
 pub use worker::{WorkerArgs, run as run_worker};

@@ -47,17 +47,23 @@ impl ExtraFields {
         if !(self.worker_id || self.timing || self.stop_reason) {
             return None;
         }
-        let worker_id = generation.worker().filter(|_| self.worker_id).map(|(worker, rank)| WorkerIds {
-            prefill_worker_id: worker,
-            prefill_dp_rank: rank,
-            decode_worker_id: worker,
-            decode_dp_rank: rank,
-        });
+        let worker_id = generation.worker().filter(|_| self.worker_id).map(both_roles);
         let stop_reason = stop.filter(|_| self.stop_reason).map(|stop| match stop {
             StopReason::Text(text) => text.into(),
             StopReason::Token(token) => token.into(),
         });
-        Some(NvExtAnswer { worker_id, timing: self.timing.then(|| tracker.timing(usage)), stop_reason })
+        let timing = self.timing.then(|| tracker.timing(usage));
+        Some(NvExtAnswer { worker_id, timing, token_ids: None, stop_reason })
+    }
+}
+
+/// One worker and rank that both compute the prompt and generate.
+pub(crate) fn both_roles((worker, rank): (u64, u32)) -> WorkerIds {
+    WorkerIds {
+        prefill_worker_id: worker,
+        prefill_dp_rank: rank,
+        decode_worker_id: worker,
+        decode_dp_rank: rank,
     }
 }
 

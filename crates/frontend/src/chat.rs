@@ -11,13 +11,14 @@ use axum::{
     http::{HeaderMap, HeaderValue, Response, StatusCode, header},
 };
 use dynamo_llm::{GenerateError, RequestContext};
-use dynamo_protocols::{ChatCompletionRequest, RequestError, UnknownFields, parse_chat_request};
+use dynamo_protocols::{ChatCompletionRequest, NvExt, RequestError, UnknownFields, parse_chat_request};
 
 use crate::{
+    advice,
     answer::{AnswerShape, ExtraFields},
     api_error::ApiError,
     app::App,
-    chat_request::{RoutingHeaders, chat_request},
+    chat_request::{RoutingHeaders, chat_request, session},
     metrics::{Outcome, RequestKind, RequestTracker},
     request_body::{drain, read_json},
     request_id::RequestId,
@@ -74,7 +75,22 @@ pub(crate) async fn chat_completions(
     };
     let annotate = asks_for_id(&request);
     let context = context(&app, &id, &parts.headers, received);
-    let chat = chat_request(request, routing(&app, &parts.headers));
+    let only_advice = request.nvext.as_ref().is_some_and(NvExt::asks_for_instance);
+    let mut chat = chat_request(request, routing(&app, &parts.headers));
+    chat.routing.session = session(&parts.headers);
+    if only_advice {
+        return match model.clone().advise(chat, context).await {
+            Ok(advised) => {
+                tracker.end(Outcome::Success);
+                let stream = kind == RequestKind::Stream;
+                Ok(advice::answer(advised, &id.0, created, &model.info().id, stream))
+            }
+            Err(error) => {
+                tracker.end(outcome_of(&error));
+                Err(ApiError::from_generate(&error, app.config.overload_status))
+            }
+        };
+    }
     let generation = match model.chat(chat, context).await {
         Ok(generation) => generation,
         Err(error) => {
@@ -106,7 +122,7 @@ pub(crate) async fn chat_completions(
 pub(crate) fn outcome_of(error: &GenerateError) -> Outcome {
     match error {
         GenerateError::Cancelled | GenerateError::SlowReader => Outcome::Cancelled,
-        GenerateError::Overloaded => Outcome::Rejected,
+        GenerateError::Overloaded | GenerateError::QueueTimeout => Outcome::Rejected,
         _ => Outcome::Error,
     }
 }

@@ -2,7 +2,7 @@
 
 use axum::http::HeaderMap;
 use dynamo_engine_api::{LatencyTargets, SamplingOptions};
-use dynamo_llm::ChatRequest;
+use dynamo_llm::{ChatRequest, MAX_SESSION_ID, RoutingWishes, Session};
 use dynamo_protocols::ChatCompletionRequest;
 use serde_json::Value;
 
@@ -12,16 +12,30 @@ const WORKER_HEADERS: [&str; 2] = ["x-dynamo-worker-instance-id", "x-worker-inst
 const RANK_HEADERS: [&str; 4] =
     ["x-dynamo-dp-rank", "x-dp-rank", "x-dynamo-data-parallel-rank", "x-data-parallel-rank"];
 
-/// Which worker and rank the headers name; what does not parse is passed over.
+/// The header that says how many seconds earlier a request counts as come.
+const PRIORITY_HEADERS: [&str; 1] = ["x-dynamo-request-priority"];
+/// The header that puts a request before all of a lower number.
+const STRICT_PRIORITY_HEADERS: [&str; 1] = ["x-dynamo-request-strict-priority"];
+/// A rank that stands for none.
+const NO_RANK: u32 = u32::MAX;
+
+/// Which worker and rank the headers name, and with what priority; what does not parse is passed over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RoutingHeaders {
     pub(crate) worker_id: Option<u64>,
     pub(crate) dp_rank: Option<u32>,
+    pub(crate) priority: Option<i32>,
+    pub(crate) strict_priority: Option<u32>,
 }
 
 impl RoutingHeaders {
     pub(crate) fn of(headers: &HeaderMap) -> Self {
-        Self { worker_id: number(headers, &WORKER_HEADERS), dp_rank: number(headers, &RANK_HEADERS) }
+        Self {
+            worker_id: number(headers, &WORKER_HEADERS),
+            dp_rank: number(headers, &RANK_HEADERS).filter(|&rank| rank != NO_RANK),
+            priority: number(headers, &PRIORITY_HEADERS),
+            strict_priority: number(headers, &STRICT_PRIORITY_HEADERS),
+        }
     }
 
     pub(crate) fn any(self) -> bool {
@@ -33,11 +47,23 @@ fn number<T: std::str::FromStr>(headers: &HeaderMap, names: &[&str]) -> Option<T
     names.iter().find_map(|name| headers.get(*name)?.to_str().ok()?.trim().parse().ok())
 }
 
+/// The session that the headers name. It chooses no worker by itself: only where an operator lets sessions stay with
+/// their workers does it matter.
+pub(crate) fn session(headers: &HeaderMap) -> Option<Session> {
+    let text = |name: &str| {
+        let value = headers.get(name)?.to_str().ok()?.trim();
+        (!value.is_empty() && value.len() <= MAX_SESSION_ID).then(|| Box::from(value))
+    };
+    let is_final = text("x-dynamo-session-final").is_some_and(|value| matches!(&*value, "1" | "true"));
+    Some(Session { id: text("x-dynamo-session-id")?, parent: text("x-dynamo-parent-session-id"), is_final })
+}
+
 /// What the model is asked; headers go over the body.
 pub(crate) fn chat_request(request: ChatCompletionRequest, headers: RoutingHeaders) -> ChatRequest {
     let max_tokens = request.answer_limit();
     let mut nvext = request.nvext.unwrap_or_default();
     let worker_id = headers.worker_id.or_else(|| nvext.worker_id());
+    let hints = nvext.agent_hints.clone().unwrap_or_default();
     let mut sampling = SamplingOptions {
         n: None,
         best_of: None,
@@ -84,6 +110,11 @@ pub(crate) fn chat_request(request: ChatCompletionRequest, headers: RoutingHeade
         expected_output_tokens: nvext.expected_output_tokens(),
         cache_salt: request.cache_salt.or_else(|| nvext.cache_salt.take()),
         latency_targets: latency_targets(nvext.router.as_ref()),
+        routing: RoutingWishes {
+            priority_jump: headers.priority.map_or(hints.priority_jump(), |jump| f64::from(jump).max(0.0)),
+            strict_priority: headers.strict_priority.or(hints.strict_priority).unwrap_or(0),
+            session: None,
+        },
     }
 }
 
@@ -141,6 +172,33 @@ mod tests {
         headers.insert("x-dp-rank", HeaderValue::from_static("many"));
         let routed = chat_request(request(body), RoutingHeaders::of(&headers));
         assert_eq!((routed.worker_id, routed.dp_rank), (Some(9), Some(2)));
+    }
+
+    #[test]
+    fn priorities_and_sessions_are_read() {
+        let body = json!({"nvext": {"agent_hints": {"priority": 4, "strict_priority": 1}}});
+        let plain = chat_request(request(body.clone()), RoutingHeaders::default()).routing;
+        assert_eq!((plain.priority_jump, plain.strict_priority), (4.0, 1));
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("x-dynamo-request-priority", "-2"),
+            ("x-dynamo-request-strict-priority", "7"),
+            ("x-dynamo-dp-rank", "4294967295"),
+            ("x-dynamo-session-id", " s "),
+            ("x-dynamo-parent-session-id", "p"),
+            ("x-dynamo-session-final", "true"),
+        ] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        let routed = chat_request(request(body), RoutingHeaders::of(&headers));
+        assert_eq!(
+            (routed.routing.priority_jump, routed.routing.strict_priority, routed.dp_rank),
+            (0.0, 7, None)
+        );
+        let found = Session { id: "s".into(), parent: Some("p".into()), is_final: true };
+        assert_eq!(session(&headers), Some(found));
+        headers.insert("x-dynamo-session-id", HeaderValue::from_str(&"x".repeat(300)).unwrap());
+        assert_eq!(session(&headers), None);
     }
 
     #[test]

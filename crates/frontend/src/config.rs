@@ -29,6 +29,8 @@ pub struct HttpConfig {
     pub request_timeout: Option<Duration>,
     /// Whether headers may choose workers and ranks.
     pub trust_routing_headers: bool,
+    /// Whether routes are there that change how requests are routed.
+    pub admin_routes: bool,
     /// What to do with fields that nobody knows.
     pub ignore_unknown_fields: bool,
     /// The status of an answer when all workers are busy.
@@ -61,7 +63,8 @@ pub struct ConfigError {
 
 impl HttpConfig {
     /// The variables that [`HttpConfig::from_env`] reads.
-    pub const VARIABLES: [&'static str; 25] = [
+    pub const VARIABLES: [&'static str; 26] = [
+        "DYN_DISABLE_FRONTEND_ADMIN_API",
         "DYN_HTTP_BODY_LIMIT_MB",
         "DYN_HTTP_SSE_KEEP_ALIVE_INTERVAL_MS",
         "DYN_HTTP_OVERLOAD_STATUS_CODE",
@@ -105,6 +108,7 @@ impl HttpConfig {
             max_connections: 65_536,
             request_timeout: None,
             trust_routing_headers: false,
+            admin_routes: !flag(variable, "DYN_DISABLE_FRONTEND_ADMIN_API")?,
             ignore_unknown_fields: flag(variable, "DYN_IGNORE_OPENAI_FE_UNSUPPORTED_FIELDS")?,
             overload_status: overload_status(variable)?,
             sse_keep_alive: (keep_alive_ms > 0).then(|| Duration::from_millis(keep_alive_ms)),

@@ -12,8 +12,8 @@ use std::{
 
 use dynamo_engine_api::{CompletionUsage, FinishReason, PromptTokensDetails};
 use dynamo_llm::{
-    ChatModel, ChatRequest, Delta, GenerateError, Generation, GenerationFuture, InstanceInfo, ModelCatalog,
-    ModelInfo, Progress, RequestContext,
+    AdviceFuture, BusyThresholds, ChatModel, ChatRequest, Delta, GenerateError, Generation, GenerationFuture,
+    InstanceInfo, ModelCatalog, ModelInfo, Progress, RequestContext, RouterConfigError, RoutingAdvice,
 };
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep};
@@ -68,6 +68,7 @@ pub struct FakeModel {
     ready: bool,
     listed: bool,
     script: Script,
+    busy: Mutex<BusyThresholds>,
     /// What was asked of it.
     pub record: Arc<Record>,
 }
@@ -124,7 +125,8 @@ impl FakeModel {
             max_num_batched_tokens: None,
             migration_limit: 3,
         };
-        Self { info, ready: true, listed: true, script, record: Arc::default() }
+        let busy = Mutex::new(BusyThresholds::NONE);
+        Self { info, ready: true, listed: true, script, busy, record: Arc::default() }
     }
 
     /// The same, listed but without workers.
@@ -193,7 +195,33 @@ impl ChatModel for FakeModel {
             Ok(Box::new(generation) as Box<dyn Generation>)
         })
     }
+
+    fn advise(self: Arc<Self>, request: ChatRequest, context: RequestContext) -> AdviceFuture {
+        Box::pin(async move {
+            let worker_id = request.worker_id.unwrap_or(7);
+            *self.record.last.lock() = Some((request, context));
+            match self.script.refusal.clone() {
+                Some(error) => Err(error),
+                None => Ok(RoutingAdvice { worker_id, dp_rank: 0, token_ids: FAKE_PROMPT.to_vec() }),
+            }
+        })
+    }
+
+    fn busy_thresholds(&self) -> BusyThresholds {
+        *self.busy.lock()
+    }
+
+    fn merge_busy_thresholds(&self, given: BusyThresholds) -> Result<BusyThresholds, RouterConfigError> {
+        let mut busy = self.busy.lock();
+        let merged = busy.merged(given);
+        merged.validate()?;
+        *busy = merged;
+        Ok(merged)
+    }
 }
+
+/// The prompt that a scripted model says it was given.
+const FAKE_PROMPT: [u32; 3] = [1, 2, 3];
 
 struct FakeGeneration {
     model: Arc<FakeModel>,

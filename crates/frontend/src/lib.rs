@@ -6,9 +6,11 @@
 //!
 //! What it is not: it knows no template, tokenizer, router or worker, and it installs no signal handler or logger.
 
+mod advice;
 mod answer;
 mod api_error;
 mod app;
+mod busy_threshold;
 mod byte_budget;
 mod chat;
 mod chat_request;

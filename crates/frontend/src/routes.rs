@@ -16,6 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use crate::{
     api_error::ApiError,
     app::App,
+    busy_threshold,
     chat::chat_completions,
     health, models,
     request_body::drain,
@@ -25,13 +26,21 @@ use crate::{
 
 static REQUEST_ID: HeaderName = HeaderName::from_static(request_id::HEADER);
 
+/// Where workers' limits are read and set.
+const BUSY_THRESHOLD: &str = "/busy_threshold";
+
 /// Bytes of a method or path that an error repeats.
 const MAX_ECHO: usize = 256;
 
 /// The routes, made once for a service.
 pub(crate) fn router(app: Arc<App>) -> Router {
     let paths = &app.config.paths;
-    Router::new()
+    let admin = if app.config.admin_routes {
+        Router::new().route(BUSY_THRESHOLD, get(busy_threshold::list).post(busy_threshold::set))
+    } else {
+        Router::new()
+    };
+    admin
         .route(&paths.chat, post(chat_completions))
         .route(&paths.models, get(models::list))
         .route(&format!("{}/{{*id}}", paths.models.trim_end_matches('/')), get(models::one))

@@ -1,7 +1,7 @@
 //! Requests that run now, as the router knows them: it counts what it sends out itself, and so need not wait for
 //! workers to report.
 
-mod prompt_blocks;
+mod prompt_trie;
 
 use std::{
     collections::VecDeque,
@@ -9,7 +9,7 @@ use std::{
 };
 
 use dynamo_tokens::{BlockSize, SequenceHash};
-use prompt_blocks::PromptBlocks;
+use prompt_trie::{NodeId, PromptTrie};
 
 use crate::Slot;
 
@@ -20,6 +20,11 @@ pub struct ReservationId(u64);
 impl ReservationId {
     fn new(index: u32, generation: u32) -> Self {
         Self(u64::from(generation) << 32 | u64::from(index))
+    }
+
+    /// The name as a number.
+    pub fn number(self) -> u64 {
+        self.0
     }
 
     fn index(self) -> usize {
@@ -40,12 +45,10 @@ pub struct NewRequest<'a> {
     pub prompt_blocks: &'a [SequenceHash],
     /// Blocks that it shares with nobody.
     pub private_blocks: u32,
-    /// Tokens of the prompt.
-    pub isl_tokens: usize,
-    /// Leading blocks that the worker holds already.
-    pub overlap_blocks: u32,
-    /// Tokens of the answer that the client expects, if it said so: as the answer approaches them, its blocks count
-    /// less, for they will soon be free.
+    /// Tokens of the prompt that the worker has to compute.
+    pub prefill_tokens: u64,
+    /// Tokens of the answer that the client expects, if it said so: as the answer approaches them, the blocks that
+    /// nobody else has count less, for they will soon be free.
     pub expected_output_tokens: Option<u32>,
 }
 
@@ -89,23 +92,29 @@ struct Load {
     prompt_blocks: u64,
     /// In [`PARTS`] of a block.
     output_parts: u64,
+    /// What is taken off the prompt blocks, in [`PARTS`] of a block.
+    discount_parts: u64,
     requests: u32,
 }
 
 impl Load {
     fn decode_blocks(&self) -> f64 {
-        self.prompt_blocks as f64 + self.output_parts as f64 / PARTS as f64
+        let parts = (self.prompt_blocks * PARTS + self.output_parts).saturating_sub(self.discount_parts);
+        parts as f64 / PARTS as f64
     }
 }
 
 struct Active {
     slot: u32,
-    prompt_blocks: Box<[SequenceHash]>,
+    /// Where its prompt ends.
+    prompt: NodeId,
     private_blocks: u32,
     /// Zero once prefill is complete.
     prefill_tokens: u64,
     output_blocks: u32,
     output_parts: u64,
+    /// Of blocks that only this request has on its slot, in [`PARTS`]: they will soon be free.
+    discount_parts: u64,
     expected_output_tokens: Option<u32>,
     last_sign: Instant,
 }
@@ -124,7 +133,7 @@ pub struct ActiveSequences {
     free: Vec<u32>,
     /// By slot index.
     loads: Vec<Load>,
-    blocks: PromptBlocks,
+    prompts: PromptTrie,
     /// When to look at which request; in the order of their start, some looked at again later.
     checks: VecDeque<(Instant, ReservationId)>,
     live: usize,
@@ -140,7 +149,7 @@ impl ActiveSequences {
             entries: Vec::new(),
             free: Vec::new(),
             loads: Vec::new(),
-            blocks: PromptBlocks::default(),
+            prompts: PromptTrie::default(),
             checks: VecDeque::new(),
             live: 0,
         }
@@ -159,20 +168,19 @@ impl ActiveSequences {
         if slot >= self.loads.len() {
             self.loads.resize(slot + 1, Load::default());
         }
-        let cached = request.overlap_blocks as usize * self.block_size.get();
-        let prefill_tokens = request.isl_tokens.saturating_sub(cached) as u64;
-        let new_blocks = self.blocks.add(slot as u32, request.prompt_blocks);
+        let prompt = self.prompts.add(slot as u32, request.prompt_blocks);
         let load = &mut self.loads[slot];
-        load.prefill_tokens += prefill_tokens;
-        load.prompt_blocks += new_blocks + u64::from(request.private_blocks);
+        load.prefill_tokens += request.prefill_tokens;
+        load.prompt_blocks += prompt.new_blocks + u64::from(request.private_blocks);
         load.requests += 1;
         let active = Active {
             slot: slot as u32,
-            prompt_blocks: request.prompt_blocks.into(),
+            prompt: prompt.end,
             private_blocks: request.private_blocks,
-            prefill_tokens,
+            prefill_tokens: request.prefill_tokens,
             output_blocks: 0,
             output_parts: 0,
+            discount_parts: 0,
             expected_output_tokens: request.expected_output_tokens,
             last_sign: now,
         };
@@ -196,23 +204,32 @@ impl ActiveSequences {
         }
     }
 
-    /// The answer grew by a block.
+    /// The answer grew by a block. Where the client said how long it will be, what only this request has (its answer,
+    /// and the blocks of its prompt that no other request has on the slot at the moment) weighs `1 − generated /
+    /// expected`, at least 0, until the next block.
     pub fn add_output_block(&mut self, id: ReservationId, now: Instant) {
         let block_size = self.block_size.get() as u64;
-        if let Some((active, load)) = self.active(id) {
-            active.last_sign = now;
-            active.output_blocks += 1;
-            let blocks = u64::from(active.output_blocks);
-            let parts = match active.expected_output_tokens {
-                None => blocks * PARTS,
-                Some(expected) => {
-                    let left = u64::from(expected).saturating_sub(blocks * block_size);
-                    blocks * PARTS * left / u64::from(expected.max(1))
-                }
-            };
-            load.output_parts = load.output_parts - active.output_parts + parts;
-            active.output_parts = parts;
-        }
+        let Some(entry) = self.entries.get_mut(id.index()) else { return };
+        let Some(active) = entry.active.as_mut().filter(|_| entry.generation == id.generation()) else {
+            return;
+        };
+        let load = &mut self.loads[active.slot as usize];
+        active.last_sign = now;
+        active.output_blocks += 1;
+        let blocks = u64::from(active.output_blocks);
+        let (parts, discount) = match active.expected_output_tokens {
+            None => (blocks * PARTS, 0),
+            Some(expected) => {
+                let expected = u64::from(expected.max(1));
+                let generated = expected.min(blocks * block_size);
+                let exclusive = self.prompts.exclusive(active.slot, active.prompt);
+                let own = exclusive + u64::from(active.private_blocks);
+                (blocks * PARTS * (expected - generated) / expected, own * PARTS * generated / expected)
+            }
+        };
+        load.output_parts = load.output_parts - active.output_parts + parts;
+        load.discount_parts = load.discount_parts - active.discount_parts + discount;
+        (active.output_parts, active.discount_parts) = (parts, discount);
     }
 
     /// The request lives, so that it does not expire.
@@ -232,16 +249,17 @@ impl ActiveSequences {
         entry.generation = entry.generation.wrapping_add(1);
         self.free.push(id.index() as u32);
         self.live -= 1;
-        let gone = self.blocks.remove(active.slot, &active.prompt_blocks);
+        let gone = self.prompts.remove(active.slot, active.prompt);
         let load = &mut self.loads[active.slot as usize];
         load.prefill_tokens -= active.prefill_tokens;
         load.prompt_blocks -= gone + u64::from(active.private_blocks);
         load.output_parts -= active.output_parts;
+        load.discount_parts -= active.discount_parts;
         load.requests -= 1;
         if self.live == 0 {
             // A burst is over: its memory goes back. Generations stay, so that old ids stay unknown.
             self.checks = VecDeque::new();
-            self.blocks = PromptBlocks::default();
+            self.prompts = PromptTrie::default();
         }
         true
     }
@@ -302,7 +320,7 @@ impl ActiveSequences {
         let PotentialLoads { loads, shared } = out;
         shared.clear();
         shared.resize(slots.max(self.loads.len()), 0);
-        self.blocks.shared(prompt_blocks, shared);
+        self.prompts.shared(prompt_blocks, shared);
         loads.clear();
         loads.extend(shared.iter().enumerate().map(|(slot, &shared)| {
             let load = self.loads.get(slot).copied().unwrap_or_default();
@@ -327,7 +345,20 @@ impl ActiveSequences {
 
     /// Different (slot, block) pairs that are counted now.
     pub fn tracked_blocks(&self) -> usize {
-        self.blocks.pairs()
+        self.prompts.pairs()
+    }
+
+    /// Bytes on the heap, allocator overhead apart.
+    pub fn bytes(&self) -> usize {
+        self.prompts.bytes()
+            + self.entries.capacity() * size_of::<Entry>()
+            + self.checks.capacity() * size_of::<(Instant, ReservationId)>()
+    }
+
+    /// Whether a request is counted.
+    pub fn is_active(&self, id: ReservationId) -> bool {
+        let entry = self.entries.get(id.index());
+        entry.is_some_and(|entry| entry.generation == id.generation() && entry.active.is_some())
     }
 
     fn active(&mut self, id: ReservationId) -> Option<(&mut Active, &mut Load)> {

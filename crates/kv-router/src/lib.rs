@@ -9,7 +9,10 @@
 //! they share no state but slots, which carry a generation, so that an answer from before a removal harms nobody.
 
 mod active;
+mod affinity;
+mod busy;
 mod config;
+mod disagg;
 mod engine_events;
 mod event_lists;
 mod event_order;
@@ -17,13 +20,18 @@ mod event_pipeline;
 mod index;
 mod local_indexer;
 mod msgpack;
+mod queue;
+mod replica;
 mod router_events;
 mod scheduler;
 mod select;
 mod slot;
 
 pub use active::{ActiveSequences, NewRequest, PotentialLoads, ReservationId, SlotLoad, TooManyActive};
-pub use config::{ConfigError, KvRouterConfig};
+pub use affinity::{AffinityConfig, AffinityMode, MAX_SESSION_ID, SessionTable};
+pub use busy::{BusyThresholds, RankLimits};
+pub use config::{ConfigError, KvRouterConfig, RouterOverrides};
+pub use disagg::{ConditionalDisagg, DisaggPolicy, PrefillPlace};
 pub use engine_events::{
     BatchArrival, BatchInfo, END_OF_REPLAY, EngineEvent, EngineEventDecoder, EngineSequence, FilterReason,
     IntakeCounters, ReplayCheck, ReplayFailure, WireEvent, WireForm, write_batch,
@@ -38,7 +46,17 @@ pub use index::{
 };
 pub use local_indexer::{KvQuery, KvQueryAnswer, LOCAL_EVENT_BUFFER, LocalIndexer};
 pub use msgpack::WireError;
+pub use queue::{
+    ParseQueuePolicyError, QueueConfig, QueueDepth, QueuePolicy, QueueRejected, RouterQueue, Ticket, Waiting,
+};
+pub use replica::{
+    ACTIVE_SEQUENCES_TOPIC, ActiveSequenceChange, ActiveSequenceEvent, MAX_REPLICA_BATCH, PrefillLoadHint,
+    REPLICA_BATCH_DELAY, ReplicaBookings, ReplicaOutbox, ReplicaOutcome,
+};
 pub use router_events::RouterEventDecoder;
-pub use scheduler::{KvScheduler, PotentialLoad, Reservation, ScheduleError, ScheduleRequest};
-pub use select::{Candidate, SelectConfig, SelectError, SelectRequest, SelectScratch, Selection, select};
+pub use scheduler::{KvScheduler, PotentialLoad, Reservation, ScheduleError, ScheduleRequest, WorkerBooking};
+pub use select::{
+    Balance, Candidate, Overlap, SelectConfig, SelectError, SelectRequest, SelectScratch, Selection,
+    WorkerProfile, select,
+};
 pub use slot::{AddWorkerError, MAX_RANKS_PER_WORKER, Slot, WorkerId, WorkerRank};

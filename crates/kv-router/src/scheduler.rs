@@ -1,15 +1,20 @@
 //! The router of one base model: its workers, what runs on them, and the choice for a new request.
 
-use std::time::Instant;
+mod loads;
+mod workers;
+
+use std::{sync::Arc, time::Instant};
 
 use dynamo_engine_api::DpRank;
 use dynamo_tokens::{BlockSize, SequenceHash};
+pub use loads::PotentialLoad;
 use rand::{SeedableRng, rngs::SmallRng};
+use workers::Workers;
 
 use crate::{
-    ActiveSequences, Candidate, ConfigError, KvRouterConfig, MatchBuffer, NewRequest, PotentialLoads,
-    ReservationId, SelectConfig, SelectError, SelectRequest, SelectScratch, Selection, SlotLoad,
-    TooManyActive, WorkerId, WorkerRank, WorkerSlot, select,
+    ActiveSequences, BusyThresholds, Candidate, ConfigError, KvRouterConfig, MatchBuffer, NewRequest,
+    PotentialLoads, ReservationId, SelectConfig, SelectError, SelectRequest, SelectScratch, Selection,
+    TooManyActive, WorkerId, WorkerProfile, WorkerRank, WorkerSlot, select,
 };
 
 /// A request that wants a worker.
@@ -23,6 +28,19 @@ pub struct ScheduleRequest<'a> {
     pub select: SelectRequest<'a>,
 }
 
+/// A request that has its worker already.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerBooking<'a> {
+    /// Where it runs.
+    pub worker: WorkerRank,
+    /// Sequence hashes of the prompt's whole blocks, first to last.
+    pub prompt_blocks: &'a [SequenceHash],
+    /// Tokens of the prompt that the worker has to compute.
+    pub prefill_tokens: u64,
+    /// Tokens of the answer that the client expects, if it said so.
+    pub expected_output_tokens: Option<u32>,
+}
+
 /// A worker that was chosen, and the request's place in its load.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reservation {
@@ -30,6 +48,8 @@ pub struct Reservation {
     pub id: ReservationId,
     /// The choice.
     pub selection: Selection,
+    /// Prompt tokens that are counted until the first token comes.
+    pub prefill_tokens: u64,
 }
 
 /// Why a request got no worker.
@@ -43,30 +63,18 @@ pub enum ScheduleError {
     BookingFailed(#[from] TooManyActive),
 }
 
-/// What would be on a rank if a request went there.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PotentialLoad {
-    /// The rank.
-    pub worker: WorkerRank,
-    /// Prompt tokens to compute, the request's included.
-    pub potential_prefill_tokens: u64,
-    /// Blocks, the request's included.
-    pub potential_decode_blocks: f64,
-    /// Requests, without this one.
-    pub active_requests: u32,
-}
-
 /// Workers, what runs on them, and the choice. Slots come from the [`crate::KvIndex`] of the same model, so that its
 /// answers fit; where no index is kept, use one all the same to hand out slots.
 pub struct KvScheduler {
     config: KvRouterConfig,
+    select: SelectConfig,
     block_size: BlockSize,
-    candidates: Vec<Candidate>,
-    epochs: Vec<(WorkerId, u64)>,
+    workers: Workers,
     active: ActiveSequences,
     loads: PotentialLoads,
     scratch: SelectScratch,
     rng: SmallRng,
+    balanced_choices: u64,
 }
 
 impl KvScheduler {
@@ -79,13 +87,14 @@ impl KvScheduler {
                 config.active_request_expiry,
                 config.max_active_requests,
             ),
+            select: SelectConfig::new(&config, block_size),
             config,
             block_size,
-            candidates: Vec::new(),
-            epochs: Vec::new(),
+            workers: Workers::default(),
             loads: PotentialLoads::default(),
             scratch: SelectScratch::default(),
             rng: SmallRng::seed_from_u64(seed),
+            balanced_choices: 0,
         })
     }
 
@@ -98,60 +107,50 @@ impl KvScheduler {
         slots: &[WorkerSlot],
         draining: bool,
     ) -> bool {
-        let known = self.epochs.iter().find(|(id, _)| *id == worker_id).map(|&(_, epoch)| epoch);
-        if known.is_some_and(|known| known > epoch) {
-            return false;
+        let Some(outdated) = self.workers.set(worker_id, epoch, slots, draining) else { return false };
+        for slot in outdated {
+            self.active.clear_slot(slot);
         }
-        let same_incarnation = known == Some(epoch);
-        let mut old = Vec::new();
-        self.candidates.retain(|candidate| {
-            let is_other = candidate.worker.worker_id != worker_id;
-            if !is_other {
-                old.push(*candidate);
-            }
-            is_other
-        });
-        for gone in &old {
-            if !same_incarnation || slots.iter().all(|new| new.slot != gone.slot) {
-                self.active.clear_slot(gone.slot);
-            }
-        }
-        self.candidates.extend(slots.iter().map(|new| Candidate {
-            slot: new.slot,
-            worker: WorkerRank { worker_id, dp_rank: new.dp_rank },
-            draining,
-            overloaded: same_incarnation && old.iter().any(|old| old.slot == new.slot && old.overloaded),
-        }));
-        self.epochs.retain(|(id, _)| *id != worker_id);
-        self.epochs.push((worker_id, epoch));
         true
+    }
+
+    /// Says what a worker that was taken on says of itself.
+    pub fn set_profile(&mut self, worker_id: WorkerId, profile: WorkerProfile) {
+        let profile = Arc::new(profile);
+        for candidate in self.workers.of_mut(worker_id) {
+            candidate.profile = profile.clone();
+        }
     }
 
     /// Forgets a worker and what ran on it.
     pub fn remove_worker(&mut self, worker_id: WorkerId) {
-        for candidate in self.candidates.iter().filter(|candidate| candidate.worker.worker_id == worker_id) {
-            self.active.clear_slot(candidate.slot);
+        for slot in self.workers.remove(worker_id) {
+            self.active.clear_slot(slot);
         }
-        self.candidates.retain(|candidate| candidate.worker.worker_id != worker_id);
-        self.epochs.retain(|(id, _)| *id != worker_id);
     }
 
     /// Marks a worker as leaving, or not: what runs there goes on, and nothing new comes.
     pub fn set_draining(&mut self, worker_id: WorkerId, draining: bool) {
-        for candidate in &mut self.candidates {
-            if candidate.worker.worker_id == worker_id {
-                candidate.draining = draining;
-            }
+        for candidate in self.workers.of_mut(worker_id) {
+            candidate.draining = draining;
         }
     }
 
-    /// Marks a rank as over a busy threshold, or not.
+    /// Marks a rank as overloaded, or not, whatever its load.
     pub fn set_overloaded(&mut self, worker: WorkerRank, overloaded: bool) {
-        for candidate in &mut self.candidates {
-            if candidate.worker == worker {
-                candidate.overloaded = overloaded;
-            }
-        }
+        self.workers.mark_overloaded(worker, overloaded);
+    }
+
+    /// Replaces the thresholds over which ranks take no more requests.
+    pub fn set_busy_thresholds(&mut self, thresholds: BusyThresholds) -> Result<(), ConfigError> {
+        thresholds.validate()?;
+        self.config.busy = thresholds;
+        Ok(())
+    }
+
+    /// The thresholds over which ranks take no more requests.
+    pub fn busy_thresholds(&self) -> BusyThresholds {
+        self.config.busy
     }
 
     /// Chooses a worker and counts the request there, until [`Self::free`]. `matches` is the index's answer to the
@@ -163,16 +162,40 @@ impl KvScheduler {
         now: Instant,
     ) -> Result<Reservation, ScheduleError> {
         let selection = self.choose(request, matches)?;
-        let (prompt_blocks, private_blocks) = self.counted_blocks(request.prompt_blocks);
+        self.balanced_choices += u64::from(selection.balanced);
+        let overrides = &request.select.overrides;
+        let counts_tokens = overrides.track_prefill_tokens.unwrap_or(self.config.track_prefill_tokens);
+        let cached = selection.overlap_blocks as usize * self.block_size.get();
+        let new_tokens = request.select.isl_tokens.saturating_sub(cached) as u64;
+        let prefill_tokens = if counts_tokens { new_tokens } else { 0 };
+        let (prompt_blocks, private_blocks) =
+            self.counted_blocks(request.prompt_blocks, overrides.assume_kv_reuse);
         let new = NewRequest {
             slot: selection.slot,
             prompt_blocks,
             private_blocks,
-            isl_tokens: request.select.isl_tokens,
-            overlap_blocks: selection.overlap_blocks,
+            prefill_tokens,
             expected_output_tokens: request.expected_output_tokens,
         };
-        Ok(Reservation { id: self.active.add_request(&new, now)?, selection })
+        Ok(Reservation { id: self.active.add_request(&new, now)?, selection, prefill_tokens })
+    }
+
+    /// Counts a request on the worker that it has already; `None` if the worker is not known.
+    pub fn book(
+        &mut self,
+        booking: &WorkerBooking<'_>,
+        now: Instant,
+    ) -> Result<Option<ReservationId>, TooManyActive> {
+        let Some(slot) = self.workers.slot(booking.worker) else { return Ok(None) };
+        let (prompt_blocks, private_blocks) = self.counted_blocks(booking.prompt_blocks, None);
+        let new = NewRequest {
+            slot,
+            prompt_blocks,
+            private_blocks,
+            prefill_tokens: if self.config.track_prefill_tokens { booking.prefill_tokens } else { 0 },
+            expected_output_tokens: booking.expected_output_tokens,
+        };
+        self.active.add_request(&new, now).map(Some)
     }
 
     /// Chooses a worker and counts nothing.
@@ -181,36 +204,24 @@ impl KvScheduler {
         request: &ScheduleRequest<'_>,
         matches: &MatchBuffer,
     ) -> Result<Selection, SelectError> {
-        self.project(request.prompt_blocks);
-        let config = SelectConfig {
-            block_size: self.block_size,
-            overlap_score_weight: self.config.overlap_score_weight,
-            temperature: self.config.temperature,
-            track_active_blocks: self.config.track_active_blocks,
-        };
-        let Self { candidates, loads, scratch, rng, .. } = self;
-        select(&request.select, candidates, matches, loads, &config, scratch, rng)
+        self.judge();
+        self.project(request.prompt_blocks, request.select.overrides.assume_kv_reuse);
+        let Self { workers, loads, select: config, scratch, rng, .. } = self;
+        select(&request.select, workers.candidates(), matches, loads, config, scratch, rng)
     }
 
-    /// What would be on each rank if a request went there.
-    pub fn potential_loads(
-        &mut self,
-        prompt_blocks: &[SequenceHash],
-        isl_tokens: usize,
-        matches: &MatchBuffer,
-    ) -> Vec<PotentialLoad> {
-        self.project(prompt_blocks);
-        let of = |candidate: &Candidate| {
-            let load = self.loads.get(candidate.slot).copied().unwrap_or_default();
-            let cached = matches.device_blocks(candidate.slot) as usize * self.block_size.get();
-            PotentialLoad {
-                worker: candidate.worker,
-                potential_prefill_tokens: load.prefill_tokens + isl_tokens.saturating_sub(cached) as u64,
-                potential_decode_blocks: load.decode_blocks,
-                active_requests: load.requests,
-            }
-        };
-        self.candidates.iter().map(of).collect()
+    /// Whether a request is to wait: a queue threshold is set, and every rank that may serve it has more prompt tokens
+    /// outstanding than the threshold. Where none may serve it, waiting is of no use.
+    pub fn must_wait(&mut self, request: &SelectRequest<'_>) -> bool {
+        let Some(threshold) = self.config.queue.threshold else { return false };
+        self.judge();
+        self.workers.all_beyond(request, threshold, &self.active)
+    }
+
+    /// The ranks that may serve a request, whatever they have cached.
+    pub fn eligible(&mut self, request: &SelectRequest<'_>) -> impl Iterator<Item = WorkerRank> + Clone {
+        self.judge();
+        self.workers.eligible(request).map(|candidate| candidate.worker)
     }
 
     /// The first token came.
@@ -237,20 +248,25 @@ impl KvScheduler {
         self.active.expire(now)
     }
 
-    /// Workers' ranks, as they can be chosen now.
+    /// Whether a request is counted.
+    pub fn is_active(&self, id: ReservationId) -> bool {
+        self.active.is_active(id)
+    }
+
+    /// Workers' ranks, as they were judged at the last choice.
     pub fn candidates(&self) -> &[Candidate] {
-        &self.candidates
+        self.workers.candidates()
     }
 
     /// The ranks of a worker.
     pub fn ranks(&self, worker_id: WorkerId) -> impl Iterator<Item = DpRank> + '_ {
         let of_worker = move |candidate: &&Candidate| candidate.worker.worker_id == worker_id;
-        self.candidates.iter().filter(of_worker).map(|candidate| candidate.worker.dp_rank)
+        self.candidates().iter().filter(of_worker).map(|candidate| candidate.worker.dp_rank)
     }
 
-    /// What runs on each rank.
-    pub fn worker_loads(&self) -> impl Iterator<Item = (WorkerRank, SlotLoad)> + '_ {
-        self.candidates.iter().map(|candidate| (candidate.worker, self.active.load(candidate.slot)))
+    /// Requests so far that did not go to the cheapest rank, because it was too far ahead of the others in load.
+    pub fn balanced_choices(&self) -> u64 {
+        self.balanced_choices
     }
 
     /// Requests that are counted now.
@@ -263,14 +279,29 @@ impl KvScheduler {
         self.active.tracked_blocks()
     }
 
-    fn project(&mut self, prompt_blocks: &[SequenceHash]) {
-        let (prompt_blocks, private_blocks) = self.counted_blocks(prompt_blocks);
-        let slots = self.candidates.iter().map(|candidate| candidate.slot.index() + 1).max().unwrap_or(0);
+    /// Bytes of what is tracked, allocator overhead apart.
+    pub fn tracked_bytes(&self) -> usize {
+        self.active.bytes()
+    }
+
+    /// Finds out which ranks are over a busy threshold.
+    fn judge(&mut self) {
+        self.workers.judge(&self.config.busy, &self.active);
+    }
+
+    fn project(&mut self, prompt_blocks: &[SequenceHash], assume_kv_reuse: Option<bool>) {
+        let (prompt_blocks, private_blocks) = self.counted_blocks(prompt_blocks, assume_kv_reuse);
+        let slots = self.candidates().iter().map(|candidate| candidate.slot.index() + 1).max().unwrap_or(0);
         self.active.potential(prompt_blocks, private_blocks, slots, &mut self.loads);
     }
 
-    fn counted_blocks<'a>(&self, prompt_blocks: &'a [SequenceHash]) -> (&'a [SequenceHash], u32) {
-        match (self.config.track_active_blocks, self.config.assume_kv_reuse) {
+    fn counted_blocks<'a>(
+        &self,
+        prompt_blocks: &'a [SequenceHash],
+        assume_kv_reuse: Option<bool>,
+    ) -> (&'a [SequenceHash], u32) {
+        let reuse = assume_kv_reuse.unwrap_or(self.config.assume_kv_reuse);
+        match (self.config.track_active_blocks, reuse) {
             (false, _) => (&[], 0),
             (true, false) => (&[], prompt_blocks.len() as u32),
             (true, true) => (prompt_blocks, 0),

@@ -1,13 +1,33 @@
 //! The choice of a worker: a pure function of request, index answer, loads, settings and random numbers.
 
+mod balance;
+mod cost;
+mod eligible;
+mod pick;
+
+use std::sync::Arc;
+
+pub use balance::Balance;
+pub use cost::{Overlap, SelectConfig};
 use dynamo_engine_api::DpRank;
-use dynamo_tokens::BlockSize;
+pub(crate) use eligible::may_serve;
 use rand::Rng;
 
-use crate::{MatchBuffer, PotentialLoads, Slot, WorkerId, WorkerRank};
+use crate::{MatchBuffer, PotentialLoads, RankLimits, RouterOverrides, Slot, SlotLoad, WorkerId, WorkerRank};
+
+/// What a worker says of itself, as far as it matters for the choice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkerProfile {
+    /// What each of its ranks can hold at once.
+    pub limits: RankLimits,
+    /// Labels that requests may ask for.
+    pub taints: Vec<String>,
+    /// Adapters that it serves; absent: all.
+    pub adapters: Option<Vec<String>>,
+}
 
 /// A rank of a worker that a request could go to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// Its slot.
     pub slot: Slot,
@@ -17,6 +37,8 @@ pub struct Candidate {
     pub draining: bool,
     /// Over a busy threshold: takes no new requests.
     pub overloaded: bool,
+    /// What its worker says of itself.
+    pub profile: Arc<WorkerProfile>,
 }
 
 /// Who may serve a request, and how to choose for it.
@@ -32,23 +54,14 @@ pub struct SelectRequest<'a> {
     pub allowed: Option<&'a [WorkerId]>,
     /// Workers that may not, because they just failed it.
     pub excluded: &'a [WorkerId],
-    /// Instead of the configured weight.
-    pub overlap_score_weight: Option<f64>,
-    /// Instead of the configured temperature.
-    pub temperature: Option<f64>,
-}
-
-/// The settings of the choice.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SelectConfig {
-    /// Tokens per block.
-    pub block_size: BlockSize,
-    /// See [`crate::KvRouterConfig::overlap_score_weight`].
-    pub overlap_score_weight: f64,
-    /// See [`crate::KvRouterConfig::temperature`].
-    pub temperature: f64,
-    /// Whether the loads know blocks; if not, the prefill stands in for them.
-    pub track_active_blocks: bool,
+    /// Labels that its worker must have, all of them.
+    pub required_taints: &'a [String],
+    /// Labels that its worker should have, by weight: those that have some cost less.
+    pub preferred_taints: &'a [(String, f64)],
+    /// The adapter that it is for.
+    pub adapter: Option<&'a str>,
+    /// Settings of its own.
+    pub overrides: RouterOverrides,
 }
 
 /// The chosen worker, and why.
@@ -64,6 +77,8 @@ pub struct Selection {
     pub best_overlap_blocks: u32,
     /// The cost, in blocks.
     pub cost: f64,
+    /// A cheaper one was passed over, because it was too far ahead of the others in load.
+    pub balanced: bool,
 }
 
 /// Why nobody was chosen.
@@ -97,24 +112,26 @@ pub enum SelectError {
 /// Working memory of [`select`]; keep it and use it again, then a choice allocates nothing.
 #[derive(Clone, Debug, Default)]
 pub struct SelectScratch {
-    /// By slot index: the slot that was matched, and its blocks.
-    overlaps: Vec<(Option<Slot>, u32)>,
+    /// By slot index: the slot that was matched, and what it has.
+    overlaps: Vec<(Option<Slot>, Overlap)>,
     scored: Vec<Scored>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Scored {
-    candidate: Candidate,
-    overlap_blocks: u32,
+    /// Among the candidates.
+    place: u32,
+    slot: Slot,
+    overlap: Overlap,
+    load: SlotLoad,
     cost: f64,
 }
 
-/// Chooses a candidate. The cost of one, in blocks:
+/// Chooses a candidate.
 ///
-/// `weight · prefill + decode`, where `prefill = (active prefill tokens + max(0, isl − overlap · block size)) / block
-/// size` and `decode` is the blocks active there with the request's own. At temperature 0 the lowest cost wins, among
-/// equals who caches the fewest blocks, among those any. At temperature T a candidate of cost c is drawn with
-/// probability ∝ `exp(−(c − min) / ((max − min) · T))`.
+/// Who may serve is found first: see [`SelectRequest`]. Then, of those that [`Balance`] leaves, at temperature 0 the one
+/// with the lowest cost wins (see [`SelectConfig`]), among equals the one that caches the fewest blocks, among those any.
+/// At temperature T a candidate of cost c is drawn with probability ∝ `exp(−(c − min) / ((max − min) · T))`.
 pub fn select(
     request: &SelectRequest<'_>,
     candidates: &[Candidate],
@@ -124,131 +141,58 @@ pub fn select(
     scratch: &mut SelectScratch,
     rng: &mut impl Rng,
 ) -> Result<Selection, SelectError> {
-    let weight = request.overlap_score_weight.unwrap_or(config.overlap_score_weight);
+    let config = config.overridden(&request.overrides);
     let SelectScratch { overlaps, scored } = scratch;
     overlaps.clear();
     let indices = candidates.iter().map(|candidate| candidate.slot.index());
-    overlaps.resize(indices.max().map_or(0, |highest| highest + 1), (None, 0));
+    overlaps.resize(indices.max().map_or(0, |highest| highest + 1), (None, Overlap::default()));
     for found in matches.matches() {
         if let Some(entry) = overlaps.get_mut(found.slot.index()) {
-            *entry = (Some(found.slot), found.device_blocks);
+            *entry = (Some(found.slot), Overlap::of(found));
         }
     }
     scored.clear();
     let mut overloaded = false;
-    for &candidate in candidates {
-        if !may_serve(request, &candidate) {
+    for (place, candidate) in (0..).zip(candidates) {
+        if !eligible::may_serve(request, candidate) {
             continue;
         }
         if candidate.overloaded {
             overloaded = true;
             continue;
         }
-        let overlap_blocks = match overlaps[candidate.slot.index()] {
-            (Some(slot), blocks) if slot == candidate.slot => blocks,
-            _ => 0,
+        let overlap = match overlaps[candidate.slot.index()] {
+            (Some(slot), overlap) if slot == candidate.slot => overlap,
+            _ => Overlap::default(),
         };
-        let cost = cost(request.isl_tokens, overlap_blocks, candidate.slot, loads, weight, config);
-        scored.push(Scored { candidate, overlap_blocks, cost });
+        let load = loads.get(candidate.slot).copied().unwrap_or_default();
+        scored.push(Scored { place, slot: candidate.slot, overlap, load, cost: 0.0 });
     }
-    let temperature = request.temperature.unwrap_or(config.temperature);
-    let chosen =
-        if temperature > 0.0 { draw(scored, temperature, rng) } else { cheapest(scored, matches, rng) };
-    let best_overlap_blocks = scored.iter().map(|scored| scored.overlap_blocks).max().unwrap_or(0);
-    chosen.ok_or_else(|| why_none(request, candidates, overloaded)).map(|chosen| Selection {
-        slot: chosen.candidate.slot,
-        worker: chosen.candidate.worker,
-        overlap_blocks: chosen.overlap_blocks,
-        best_overlap_blocks,
-        cost: chosen.cost,
-    })
-}
-
-fn may_serve(request: &SelectRequest<'_>, candidate: &Candidate) -> bool {
-    let WorkerRank { worker_id, dp_rank } = candidate.worker;
-    !candidate.draining
-        && request.pinned_worker.is_none_or(|pinned| pinned == worker_id)
-        && request.pinned_rank.is_none_or(|pinned| pinned == dp_rank)
-        && is_allowed(request, worker_id)
-}
-
-fn is_allowed(request: &SelectRequest<'_>, worker_id: WorkerId) -> bool {
-    request.allowed.is_none_or(|allowed| allowed.contains(&worker_id))
-        && !request.excluded.contains(&worker_id)
-}
-
-fn why_none(request: &SelectRequest<'_>, candidates: &[Candidate], overloaded: bool) -> SelectError {
-    if let Some(pinned) = request.pinned_worker {
-        return if !is_allowed(request, pinned) {
-            SelectError::PinnedWorkerNotAllowed(pinned)
-        } else if overloaded {
-            SelectError::PinnedWorkerOverloaded(pinned)
-        } else {
-            SelectError::PinnedWorkerNotFound { worker_id: pinned, dp_rank: request.pinned_rank }
-        };
+    if scored.is_empty() {
+        return Err(eligible::why_none(request, candidates, overloaded));
     }
-    if candidates.iter().all(|candidate| candidate.draining) {
-        SelectError::NoEndpoints
-    } else if overloaded {
-        SelectError::AllEligibleWorkersOverloaded
+    cost::score(scored, request, candidates, &config);
+    let cheapest = scored.iter().map(|scored| scored.cost).fold(f64::INFINITY, f64::min);
+    let best_overlap_blocks = scored.iter().map(|scored| scored.overlap.device).max().unwrap_or(0);
+    if let Some(balance) = &config.balance {
+        balance.retain(scored, request.isl_tokens, candidates, &config);
+    }
+    let balanced = scored.iter().all(|scored| scored.cost > cheapest);
+    let chosen = if config.temperature > 0.0 {
+        pick::draw(scored, config.temperature, rng)
     } else {
-        SelectError::AllEligibleWorkersFiltered
-    }
-}
-
-fn cost(
-    isl_tokens: usize,
-    overlap_blocks: u32,
-    slot: Slot,
-    loads: &PotentialLoads,
-    weight: f64,
-    config: &SelectConfig,
-) -> f64 {
-    let block_size = config.block_size.get();
-    let load = loads.get(slot).copied().unwrap_or_default();
-    let new_tokens = isl_tokens.saturating_sub(overlap_blocks as usize * block_size);
-    let prefill = (load.prefill_tokens as f64 + new_tokens as f64) / block_size as f64;
-    let decode = if config.track_active_blocks { load.decode_blocks } else { prefill.floor() };
-    weight * prefill + decode
-}
-
-/// The best of all, in one pass: each further equal one takes the place with probability 1/n.
-fn cheapest(scored: &[Scored], matches: &MatchBuffer, rng: &mut impl Rng) -> Option<Scored> {
-    let mut best: Option<(Scored, u32)> = None;
-    let mut equal = 0u32;
-    for &scored in scored {
-        let held = matches.held_blocks(scored.candidate.slot);
-        let order = best.map_or(std::cmp::Ordering::Less, |(best, best_held)| {
-            scored.cost.total_cmp(&best.cost).then(held.cmp(&best_held))
-        });
-        equal = match order {
-            std::cmp::Ordering::Less => 1,
-            std::cmp::Ordering::Equal => equal + 1,
-            std::cmp::Ordering::Greater => continue,
-        };
-        if equal == 1 || rng.random_range(0..equal) == 0 {
-            best = Some((scored, held));
-        }
-    }
-    best.map(|(best, _)| best)
-}
-
-fn draw(scored: &[Scored], temperature: f64, rng: &mut impl Rng) -> Option<Scored> {
-    let costs = || scored.iter().map(|scored| scored.cost);
-    let min = costs().fold(f64::INFINITY, f64::min);
-    let max = costs().fold(f64::NEG_INFINITY, f64::max);
-    let spread = (max - min) * temperature;
-    let weight = |cost: f64| if spread > 0.0 { (-(cost - min) / spread).exp() } else { 1.0 };
-    let total: f64 = costs().map(weight).sum();
-    let mut left = rng.random::<f64>() * total;
-    for &scored in scored {
-        left -= weight(scored.cost);
-        if left <= 0.0 {
-            return Some(scored);
-        }
-    }
-    // Rounding may leave a trace of the sum.
-    scored.last().copied()
+        pick::cheapest(scored, matches, rng)
+    };
+    chosen
+        .map(|chosen| Selection {
+            slot: chosen.slot,
+            worker: candidates[chosen.place as usize].worker,
+            overlap_blocks: chosen.overlap.device,
+            best_overlap_blocks,
+            cost: chosen.cost,
+            balanced,
+        })
+        .ok_or(SelectError::AllEligibleWorkersFiltered)
 }
 
 #[cfg(test)]

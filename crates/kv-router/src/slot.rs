@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use dynamo_engine_api::DpRank;
 use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
 
 /// A worker's number; 53 bits, so that it survives a JSON double.
 pub type WorkerId = u64;
 
 /// One cache: a worker and one of its data-parallel ranks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct WorkerRank {
     /// The worker.
     pub worker_id: WorkerId,

@@ -9,7 +9,10 @@ use std::{
 };
 
 use dynamo_engine_api::{CompletionUsage, FinishReason, LatencyTargets, SamplingOptions, StopReason};
+use dynamo_kv_router::{BusyThresholds, ConfigError};
 use dynamo_protocols::ChatMessage;
+
+use crate::Session;
 
 /// The models that can be asked for at this moment.
 pub trait ModelCatalog: Send + Sync + 'static {
@@ -67,6 +70,37 @@ pub trait ChatModel: Send + Sync + 'static {
     /// Starts an answer. Resolves when a worker has accepted the request; dropping the future or the generation
     /// cancels it everywhere.
     fn chat(self: Arc<Self>, request: ChatRequest, context: RequestContext) -> GenerationFuture;
+    /// Says where a request would go, and sends it nowhere.
+    fn advise(self: Arc<Self>, request: ChatRequest, context: RequestContext) -> AdviceFuture;
+    /// The thresholds over which its workers take no more requests.
+    fn busy_thresholds(&self) -> BusyThresholds;
+    /// Sets those thresholds that are given, and returns all.
+    fn merge_busy_thresholds(&self, given: BusyThresholds) -> Result<BusyThresholds, ConfigError>;
+}
+
+/// A future that [`ChatModel::advise`] hands out.
+pub type AdviceFuture = Pin<Box<dyn Future<Output = Result<RoutingAdvice, GenerateError>> + Send>>;
+
+/// Where a request would go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoutingAdvice {
+    /// The worker.
+    pub worker_id: u64,
+    /// Its rank.
+    pub dp_rank: u32,
+    /// The prompt in tokens, so that it need not be tokenized again.
+    pub token_ids: Vec<u32>,
+}
+
+/// What a request says of its place among others.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RoutingWishes {
+    /// Seconds by which it counts as come earlier where requests queue.
+    pub priority_jump: f64,
+    /// A higher one goes before all lower ones where requests queue.
+    pub strict_priority: u32,
+    /// The session that it belongs to.
+    pub session: Option<Session>,
 }
 
 /// A validated chat request.
@@ -110,6 +144,8 @@ pub struct ChatRequest {
     pub cache_salt: Option<String>,
     /// What the client hopes for, where there are pools to choose from.
     pub latency_targets: LatencyTargets,
+    /// Its place among others.
+    pub routing: RoutingWishes,
 }
 
 /// What travels with a request on its whole way.
@@ -190,6 +226,9 @@ pub enum GenerateError {
     /// All workers are over their limits: 503.
     #[error("all workers of this model are busy")]
     Overloaded,
+    /// It waited for a worker for as long as it could: 429.
+    #[error("no worker had room for the request in time")]
+    QueueTimeout,
     /// The worker was lost mid-way: 503, or an error event in a stream.
     #[error("the worker was lost before the answer was complete")]
     WorkerLost,

@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
     ChatModel, FileCache, InstanceInfo, ModelCatalog, ModelInfo, RouterConfig,
-    catalog_metrics::CatalogMetrics, keeper::Keeper, served_model::ServedModel,
+    catalog_metrics::CatalogMetrics, keeper::Keeper, router::RouterMetrics, served_model::ServedModel,
 };
 
 /// Models that become ready at the same instant; more wait for their turn.
@@ -58,6 +58,8 @@ impl Catalog {
             instances: ArcSwap::from_pointee(Vec::new()),
         });
         CatalogMetrics::register(runtime.metrics(), &shared)?;
+        let router_id = runtime.incarnation().worker_id.get();
+        let router_metrics = RouterMetrics::register(runtime.metrics(), router_id)?;
         let scope = runtime.scope().child("catalog");
         let (built, arrivals) = mpsc::channel(BUILT_CAPACITY);
         let builder = Arc::new(Builder {
@@ -65,6 +67,7 @@ impl Catalog {
             cache: FileCache::new(config.file_cache.clone()),
             tokenizing: Arc::new(Semaphore::new(config.tokenizing.max(1))),
             router: config.router.clone(),
+            router_metrics,
         });
         let keeper = Keeper::new(builder, config.namespace, shared.clone(), scope.clone(), built);
         scope.spawn("models", keeper.run(arrivals));
@@ -98,6 +101,7 @@ pub(crate) struct Builder {
     pub(crate) cache: FileCache,
     pub(crate) tokenizing: Arc<Semaphore>,
     pub(crate) router: RouterConfig,
+    pub(crate) router_metrics: RouterMetrics,
 }
 
 /// Keeps the list of endpoint instances for `/health`.

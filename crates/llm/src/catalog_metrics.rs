@@ -7,16 +7,22 @@ use dynamo_runtime::metrics::{Metrics, MetricsError};
 use parking_lot::Mutex;
 use prometheus::{IntCounterVec, IntGaugeVec};
 
-use crate::{catalog::Shared, router::Router};
+use crate::{
+    catalog::Shared,
+    router::{POLICY_CLASS, Router, WORKER_TYPE},
+};
 
 const WORKER_LABELS: [&str; 3] = ["worker_id", "dp_rank", "worker_type"];
-/// The only role there is so far: prefill and decode in one.
-const WORKER_TYPE: &str = "decode";
+const QUEUE_LABELS: [&str; 3] = ["model", "worker_type", "policy_class"];
 
 pub(crate) struct CatalogMetrics {
     decode_blocks: IntGaugeVec,
     prefill_tokens: IntGaugeVec,
     active_requests: IntGaugeVec,
+    queue_requests: IntGaugeVec,
+    queue_isl_tokens: IntGaugeVec,
+    queue_cached_tokens: IntGaugeVec,
+    active_bytes: IntGaugeVec,
     index_blocks: IntGaugeVec,
     index_bytes: IntGaugeVec,
     cold_workers: IntGaugeVec,
@@ -44,6 +50,26 @@ impl CatalogMetrics {
                 "dynamo_frontend_worker_active_requests",
                 "Requests that this router has running on a worker",
                 &WORKER_LABELS,
+            )?,
+            queue_requests: metrics.gauge_vec(
+                "dynamo_frontend_router_queue_pending_requests",
+                "Requests that wait for a worker",
+                &QUEUE_LABELS,
+            )?,
+            queue_isl_tokens: metrics.gauge_vec(
+                "dynamo_frontend_router_queue_pending_isl_tokens",
+                "Prompt tokens of requests that wait for a worker",
+                &QUEUE_LABELS,
+            )?,
+            queue_cached_tokens: metrics.gauge_vec(
+                "dynamo_frontend_router_queue_pending_cached_tokens",
+                "Of those, tokens that some worker had cached when they came",
+                &QUEUE_LABELS,
+            )?,
+            active_bytes: metrics.gauge_vec(
+                "dynamo_kvrouter_active_bytes",
+                "Memory of what is known of running requests",
+                &["model"],
             )?,
             index_blocks: metrics.gauge_vec(
                 "dynamo_kvrouter_index_blocks",
@@ -73,9 +99,20 @@ impl CatalogMetrics {
     }
 
     fn refresh(&self, shared: &Weak<Shared>) {
-        let gauges = [&self.decode_blocks, &self.prefill_tokens, &self.active_requests];
-        let of_model = [&self.index_blocks, &self.index_bytes, &self.cold_workers];
-        gauges.into_iter().chain(of_model).for_each(|family| family.reset());
+        for family in [
+            &self.decode_blocks,
+            &self.prefill_tokens,
+            &self.active_requests,
+            &self.queue_requests,
+            &self.queue_isl_tokens,
+            &self.queue_cached_tokens,
+            &self.active_bytes,
+            &self.index_blocks,
+            &self.index_bytes,
+            &self.cold_workers,
+        ] {
+            family.reset();
+        }
         let Some(shared) = shared.upgrade() else { return };
         let mut counted = self.counted.lock();
         counted.retain(|(router, _)| router.strong_count() > 0);
@@ -87,6 +124,12 @@ impl CatalogMetrics {
                 self.active_requests.with_label_values(&labels).add(i64::from(load.requests));
             }
             self.cold_workers.with_label_values(&[name]).set(served.cold_workers() as i64);
+            let depth = served.router().queue_depth();
+            let labels = [name.as_str(), WORKER_TYPE, POLICY_CLASS];
+            self.queue_requests.with_label_values(&labels).set(depth.requests as i64);
+            self.queue_isl_tokens.with_label_values(&labels).set(depth.isl_tokens as i64);
+            self.queue_cached_tokens.with_label_values(&labels).set(depth.cached_tokens as i64);
+            self.active_bytes.with_label_values(&[name]).set(served.router().active_bytes() as i64);
             let index = served.router().index().read();
             let counts = index.counts();
             self.index_blocks.with_label_values(&[name]).set(counts.blocks as i64);

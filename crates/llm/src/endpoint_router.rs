@@ -8,10 +8,11 @@ use std::{
 
 use bytes::Bytes;
 use dynamo_engine_api::{DpRank, KvCacheEventData, PreprocessedRequest, encode_request};
-use dynamo_kv_router::{IndexCounts, PotentialLoad, SlotLoad, WorkerRank};
+use dynamo_kv_router::{IndexCounts, PotentialLoad, QueueDepth, SlotLoad, WorkerRank};
 use dynamo_runtime::{
     Change, Client, DistributedRuntime, EndpointId, Incarnation, Instance, InstanceState, Query, Record,
     RecordKey, TaskScope, WorkerId,
+    metrics::MetricsError,
     request_plane::{OutgoingRequest, ResponseStream, StreamError},
 };
 use dynamo_tokens::{BlockSize, HashSeed};
@@ -21,7 +22,7 @@ use crate::{
     GenerateError, ModelCard, RouterConfig,
     retry::Candidates,
     routed_endpoint::RoutedEndpoint,
-    router::{Booking, RouteRequest},
+    router::{Booking, RouteRequest, RouterMetrics},
     warmup::DUMP_PATIENCE,
     worker_sync::{WorkerCard, WorkerCards},
 };
@@ -94,7 +95,13 @@ pub struct HeldBooking(Booking);
 
 impl EndpointRouter {
     /// Follows the endpoint on tasks of `scope` until that is cancelled.
-    pub fn start(runtime: &DistributedRuntime, config: EndpointRouterConfig, scope: TaskScope) -> Self {
+    pub fn start(
+        runtime: &DistributedRuntime,
+        config: EndpointRouterConfig,
+        scope: TaskScope,
+    ) -> Result<Self, MetricsError> {
+        let router_id = runtime.incarnation().worker_id.get();
+        let metrics = RouterMetrics::register(runtime.metrics(), router_id)?;
         let shared = Arc::new(Shared {
             routed: RwLock::new(None),
             card: RwLock::new(None),
@@ -103,12 +110,13 @@ impl EndpointRouter {
         let follow = CardFollower {
             runtime: runtime.clone(),
             config,
+            metrics,
             shared: shared.clone(),
             records: BTreeMap::new(),
             scope: scope.clone(),
         };
         scope.spawn("cards", follow.run());
-        Self { shared }
+        Ok(Self { shared })
     }
 
     fn routed(&self) -> Option<Arc<RoutedEndpoint>> {
@@ -152,6 +160,11 @@ impl EndpointRouter {
         Some(self.routed()?.router.block_size().get() as u32)
     }
 
+    /// How much waits for a worker.
+    pub fn queue_depth(&self) -> QueueDepth {
+        self.routed().map_or_else(QueueDepth::default, |routed| routed.router.queue_depth())
+    }
+
     /// What runs on each rank for this router.
     pub fn loads(&self) -> Vec<(WorkerRank, SlotLoad)> {
         self.routed().map_or_else(Vec::new, |routed| routed.router.loads())
@@ -178,8 +191,8 @@ impl EndpointRouter {
         let hints = request.routing.clone();
         let mut candidates = Candidates::avoiding(unavailable(&routed.client));
         loop {
-            let booked = routed.router.route(&route_request(request, &hints, candidates.excluded()));
-            let booking = match booked {
+            let wanted = route_request(request, &hints, candidates.excluded(), deadline);
+            let booking = match routed.router.route(&wanted).await {
                 Ok(booking) => booking,
                 Err(GenerateError::NoWorkers) if candidates.avoid_nobody() => continue,
                 Err(GenerateError::NoWorkers) => return Err(refusal(candidates.exhausted())),
@@ -216,7 +229,7 @@ impl EndpointRouter {
         let routed = self.routed().ok_or_else(no_workers)?;
         let avoided = unavailable(&routed.client);
         let best =
-            |excluded: &[u64]| routed.router.best_worker(&route_request(request, &request.routing, excluded));
+            |excluded: &[u64]| routed.router.best_worker(&route_request(request, &request.routing, excluded, None));
         let found = match best(&avoided) {
             Err(GenerateError::NoWorkers) if !avoided.is_empty() => best(&[]),
             found => found,
@@ -226,13 +239,19 @@ impl EndpointRouter {
 
     /// Chooses a worker and books the request there, for a caller that sends it itself. The choice counts until the
     /// booking is dropped.
-    pub fn book(&self, request: &PreprocessedRequest) -> Result<(WorkerRank, u32, HeldBooking), StreamError> {
+    pub async fn book(
+        &self,
+        request: &PreprocessedRequest,
+        deadline: Option<Instant>,
+    ) -> Result<(WorkerRank, u32, HeldBooking), StreamError> {
         let routed = self.routed().ok_or_else(no_workers)?;
         let avoided = unavailable(&routed.client);
-        let book =
-            |excluded: &[u64]| routed.router.route(&route_request(request, &request.routing, excluded));
-        let booked = match book(&avoided) {
-            Err(GenerateError::NoWorkers) if !avoided.is_empty() => book(&[]),
+        let wanted = route_request(request, &request.routing, &avoided, deadline);
+        let booked = match routed.router.route(&wanted).await {
+            Err(GenerateError::NoWorkers) if !avoided.is_empty() => {
+                let anybody = route_request(request, &request.routing, &[], deadline);
+                routed.router.route(&anybody).await
+            }
             booked => booked,
         };
         let booking = booked.map_err(refusal)?;
@@ -243,7 +262,8 @@ impl EndpointRouter {
     /// What would be on each rank if a request went there.
     pub fn potential_loads(&self, request: &PreprocessedRequest) -> Result<Vec<PotentialLoad>, StreamError> {
         let routed = self.routed().ok_or_else(no_workers)?;
-        Ok(routed.router.potential_loads(&request.token_ids, seed(request)))
+        let wanted = route_request(request, &request.routing, &[], None);
+        Ok(routed.router.potential_loads(&wanted))
     }
 }
 
@@ -287,6 +307,7 @@ fn route_request<'a>(
     request: &'a PreprocessedRequest,
     hints: &dynamo_engine_api::RoutingHints,
     excluded: &'a [u64],
+    deadline: Option<Instant>,
 ) -> RouteRequest<'a> {
     RouteRequest {
         tokens: &request.token_ids,
@@ -295,6 +316,10 @@ fn route_request<'a>(
         pinned_rank: hints.dp_rank,
         expected_output_tokens: hints.expected_output_tokens,
         excluded,
+        session: None,
+        priority_jump: 0.0,
+        strict_priority: 0,
+        deadline,
     }
 }
 
@@ -344,6 +369,7 @@ async fn open(
 struct CardFollower {
     runtime: DistributedRuntime,
     config: EndpointRouterConfig,
+    metrics: RouterMetrics,
     shared: Arc<Shared>,
     records: BTreeMap<RecordKey, (Incarnation, ModelCard)>,
     scope: TaskScope,
@@ -430,6 +456,7 @@ impl CardFollower {
                     endpoint,
                     block_size,
                     self.config.dump_patience,
+                    self.metrics.of_model(&first.display_name),
                     scope,
                 );
                 match starting.await {

@@ -24,15 +24,16 @@ mod warmup;
 mod worker_sync;
 
 pub use api::{
-    ChatModel, ChatRequest, Delta, GenerateError, Generation, GenerationFuture, InstanceInfo, ModelCatalog,
-    ModelInfo, Progress, RequestContext,
+    AdviceFuture, ChatModel, ChatRequest, Delta, GenerateError, Generation, GenerationFuture, InstanceInfo,
+    ModelCatalog, ModelInfo, Progress, RequestContext, RoutingAdvice, RoutingWishes,
 };
 pub use card::{CardError, CardOptions, ModelCard, RuntimeConfigCard};
 pub use catalog::{Catalog, CatalogConfig};
 pub use endpoint_router::{EndpointRouter, EndpointRouterConfig, EndpointStatus, HeldBooking, RoutedStream};
+pub use dynamo_kv_router::{BusyThresholds, ConfigError as RouterConfigError, MAX_SESSION_ID};
 pub use files::{FileCache, FileError, MAX_FILE_BYTES, ModelFile, ModelFileKind};
 pub use preprocess::LoadError;
-pub use router::{RouterConfig, RouterMode};
+pub use router::{RouterConfig, RouterMode, Session};
 
 /// The topic of KV events on the event plane; the payload is a MessagePack list of `RouterEvent`s.
 pub const KV_EVENTS_TOPIC: &str = "kv-events";

@@ -7,6 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use dynamo_engine_api::{RoutingHints, encode_request};
+use dynamo_kv_router::{BusyThresholds, ConfigError, WorkerRank};
 use dynamo_runtime::{
     Client, Incarnation, Instance, InstanceState, WorkerId,
     request_plane::{OutgoingRequest, ResponseStream, StreamError},
@@ -15,7 +16,8 @@ use dynamo_tokens::HashSeed;
 use tokio::sync::Semaphore;
 
 use crate::{
-    ChatModel, ChatRequest, GenerateError, Generation, GenerationFuture, ModelInfo, RequestContext,
+    AdviceFuture, ChatModel, ChatRequest, GenerateError, Generation, GenerationFuture, ModelInfo,
+    RequestContext, RoutingAdvice,
     generation::{RoutedGeneration, stream_error},
     preprocess::Preprocessor,
     retry::Candidates,
@@ -40,6 +42,18 @@ impl ChatModel for RoutedModel {
     fn chat(self: Arc<Self>, request: ChatRequest, context: RequestContext) -> GenerationFuture {
         Box::pin(async move { self.start(request, context).await })
     }
+
+    fn advise(self: Arc<Self>, request: ChatRequest, context: RequestContext) -> AdviceFuture {
+        Box::pin(async move { self.choose(request, context).await })
+    }
+
+    fn busy_thresholds(&self) -> BusyThresholds {
+        self.router.busy_thresholds()
+    }
+
+    fn merge_busy_thresholds(&self, given: BusyThresholds) -> Result<BusyThresholds, ConfigError> {
+        self.router.merge_busy_thresholds(given)
+    }
 }
 
 impl RoutedModel {
@@ -52,21 +66,14 @@ impl RoutedModel {
         let prompt_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
         let mut engine_request = self.preprocessor.engine_request(&request, tokens, RoutingHints::default());
         let decoder = self.preprocessor.decoder(&mut request, &engine_request.token_ids);
-        let seed = HashSeed::new(None, request.cache_salt.as_deref());
         let metadata: Vec<(String, String)> =
             context.traceparent.iter().map(|value| ("traceparent".to_owned(), value.clone())).collect();
         // A worker that refuses or is gone before it accepts has done nothing: another one is asked, each at most once.
         let mut candidates = Candidates::avoiding(self.unavailable());
         loop {
-            let routed = self.router.route(&RouteRequest {
-                tokens: &engine_request.token_ids,
-                seed,
-                pinned_worker: request.worker_id,
-                pinned_rank: request.dp_rank,
-                expected_output_tokens: request.expected_output_tokens,
-                excluded: candidates.excluded(),
-            });
-            let booking = match routed {
+            let wanted =
+                route_request(&request, &engine_request.token_ids, candidates.excluded(), context.deadline);
+            let booking = match self.router.route(&wanted).await {
                 Ok(booking) => booking,
                 Err(GenerateError::NoWorkers) if candidates.avoid_nobody() => continue,
                 Err(GenerateError::NoWorkers) => return Err(candidates.exhausted()),
@@ -108,6 +115,23 @@ impl RoutedModel {
 }
 
 impl RoutedModel {
+    async fn choose(
+        &self,
+        mut request: ChatRequest,
+        context: RequestContext,
+    ) -> Result<RoutingAdvice, GenerateError> {
+        let token_ids = self.preprocessor.prompt(&mut request, &self.tokenizing, context.deadline).await?;
+        let avoided = self.unavailable();
+        let advised = match self.router.advise(&route_request(&request, &token_ids, &avoided, None)) {
+            Err(GenerateError::NoWorkers) if !avoided.is_empty() => {
+                self.router.advise(&route_request(&request, &token_ids, &[], None))
+            }
+            advised => advised,
+        };
+        let WorkerRank { worker_id, dp_rank } = advised?;
+        Ok(RoutingAdvice { worker_id, dp_rank, token_ids })
+    }
+
     async fn open(
         &self,
         worker_id: u64,
@@ -127,6 +151,26 @@ impl RoutedModel {
         let doubtful =
             |instance: &&Instance| instance.state() != InstanceState::Draining && !instance.is_available();
         instances.iter().filter(doubtful).map(|instance| instance.worker_id().get()).collect()
+    }
+}
+
+fn route_request<'a>(
+    request: &'a ChatRequest,
+    tokens: &'a [u32],
+    excluded: &'a [u64],
+    deadline: Option<Instant>,
+) -> RouteRequest<'a> {
+    RouteRequest {
+        tokens,
+        seed: HashSeed::new(None, request.cache_salt.as_deref()),
+        pinned_worker: request.worker_id,
+        pinned_rank: request.dp_rank,
+        expected_output_tokens: request.expected_output_tokens,
+        excluded,
+        session: request.routing.session.as_ref(),
+        priority_jump: request.routing.priority_jump,
+        strict_priority: request.routing.strict_priority,
+        deadline,
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use dynamo_kv_router::ACTIVE_SEQUENCES_TOPIC;
 use dynamo_runtime::{
     Client, DistributedRuntime, EndpointId, EventScope, TaskScope, events::EventPlaneError,
 };
@@ -17,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     KV_EVENTS_TOPIC, KV_QUERY_ENDPOINT, RouterConfig,
     kv_events::{Follower, WORKER_NEWS_CAPACITY, WorkerNews},
-    router::Router,
+    router::{Router, RouterMeters},
     warmup::Warmup,
     worker_sync::{WorkerCards, WorkerSync},
 };
@@ -50,9 +51,12 @@ impl RoutedEndpoint {
         endpoint: &EndpointId,
         block_size: BlockSize,
         patience: Duration,
+        meters: RouterMeters,
         scope: TaskScope,
     ) -> Result<Self, FollowError> {
-        let router = Arc::new(Router::new(config, block_size)?);
+        let router_id = runtime.incarnation().worker_id.get();
+        let router = Arc::new(Router::new(config, block_size, router_id, meters)?);
+        sync_replicas(runtime, &router, endpoint, &scope).await?;
         let client = runtime.client(endpoint.clone());
         let warmup = Arc::new(Warmup::new(patience));
         let news = follow_events(runtime, &router, &warmup, endpoint, &scope).await?;
@@ -91,6 +95,24 @@ impl RoutedEndpoint {
     pub(crate) fn close(&self) {
         self.scope.cancel();
     }
+}
+
+/// Lets the router speak with others of the same workers, if it is to.
+async fn sync_replicas(
+    runtime: &DistributedRuntime,
+    router: &Arc<Router>,
+    endpoint: &EndpointId,
+    scope: &TaskScope,
+) -> Result<(), EventPlaneError> {
+    if !router.syncs_replicas() {
+        return Ok(());
+    }
+    let events = EventScope::component(endpoint.namespace.clone(), endpoint.component.clone());
+    let plane = runtime.event_plane();
+    let subscriber = plane.subscribe(events.clone(), ACTIVE_SEQUENCES_TOPIC).await?;
+    let publisher = plane.publisher(events, ACTIVE_SEQUENCES_TOPIC).await?;
+    scope.spawn("replicas", router.clone().sync_replicas(publisher, subscriber, scope.clone()));
+    Ok(())
 }
 
 /// Subscribes to KV events where they matter, and starts the follower.

@@ -1,18 +1,33 @@
 //! Chooses a worker for each request of one model, and counts what runs where.
 
+mod booking;
+mod line;
+mod meters;
+mod mode;
+mod replicas;
+mod request;
+mod turns;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use dynamo_engine_api::DpRank;
+pub(crate) use booking::Booking;
 use dynamo_kv_router::{
-    Candidate, KvIndex, KvRouterConfig, KvScheduler, MatchBuffer, ReservationId, ScheduleError,
-    ScheduleRequest, SelectError, SelectRequest, SlotLoad, WorkerRank,
+    AffinityMode, BusyThresholds, Candidate, ConfigError, KvIndex, KvScheduler, MatchBuffer, QueueDepth,
+    ScheduleError, ScheduleRequest, SelectError, SelectRequest, Selection, SessionTable, SlotLoad,
+    WorkerRank,
 };
-use dynamo_tokens::{BlockSize, HashSeed, LocalBlockHash, SequenceHash, local_block_hashes, sequence_hashes};
+use dynamo_tokens::{BlockSize, LocalBlockHash, SequenceHash, local_block_hashes, sequence_hashes};
+use line::{Line, Turn, Wanted};
+pub(crate) use meters::{POLICY_CLASS, RouterMeters, RouterMetrics, WORKER_TYPE};
+pub use mode::{RouterConfig, RouterMode};
 use parking_lot::{Mutex, RwLock};
 use rand::Rng;
+use replicas::Replicas;
+pub use request::Session;
+pub(crate) use request::{RouteRequest, RoutedWorker};
 
 use crate::GenerateError;
 
@@ -24,76 +39,6 @@ const KEPT_SCRATCH: usize = 16;
 /// A running answer gives this many signs of life in the time after which it would no longer count.
 const SIGNS_OF_LIFE: u32 = 5;
 
-/// How a worker is chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RouterMode {
-    /// In turn.
-    #[default]
-    RoundRobin,
-    /// Any.
-    Random,
-    /// By what workers have cached and what runs on them.
-    Kv,
-    /// As the request says, or not at all.
-    Direct,
-}
-
-impl std::str::FromStr for RouterMode {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.to_ascii_lowercase().replace('_', "-").as_str() {
-            "round-robin" => Ok(Self::RoundRobin),
-            "random" => Ok(Self::Random),
-            "kv" => Ok(Self::Kv),
-            "direct" => Ok(Self::Direct),
-            _ => Err("use round-robin, random, kv or direct".to_owned()),
-        }
-    }
-}
-
-impl std::fmt::Display for RouterMode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::RoundRobin => "round-robin",
-            Self::Random => "random",
-            Self::Kv => "kv",
-            Self::Direct => "direct",
-        })
-    }
-}
-
-/// How requests of all models are routed.
-#[derive(Clone, Debug)]
-pub struct RouterConfig {
-    /// How a worker is chosen.
-    pub mode: RouterMode,
-    /// The settings of the KV mode; load is counted by them in all modes.
-    pub kv: KvRouterConfig,
-}
-
-/// A worker of the model, as discovery and its card describe it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct RoutedWorker {
-    pub(crate) worker_id: u64,
-    pub(crate) epoch: u64,
-    pub(crate) first_rank: DpRank,
-    pub(crate) ranks: u32,
-    pub(crate) blocks_per_rank: Option<u32>,
-    pub(crate) draining: bool,
-}
-
-/// What a request asks of the router.
-pub(crate) struct RouteRequest<'a> {
-    pub(crate) tokens: &'a [u32],
-    pub(crate) seed: HashSeed,
-    pub(crate) pinned_worker: Option<u64>,
-    pub(crate) pinned_rank: Option<DpRank>,
-    pub(crate) expected_output_tokens: Option<u32>,
-    /// Workers that just refused it.
-    pub(crate) excluded: &'a [u64],
-}
-
 /// Buffers of one decision, used again by the next.
 #[derive(Default)]
 struct Scratch {
@@ -103,37 +48,62 @@ struct Scratch {
 }
 
 /// The router of one model. The index is under a lock of its own, so that a match does not wait for a choice.
+///
+/// Locks are taken in this order: the line of those who wait, the scheduler, all others.
 pub(crate) struct Router {
     config: RouterConfig,
     block_size: BlockSize,
     index: RwLock<KvIndex>,
     scheduler: Mutex<KvScheduler>,
-    /// Whose turn it was last. Taken with the scheduler's lock held, never the other way round.
+    /// Whose turn it was last, in the modes that go in turn.
     last_turn: Mutex<Option<WorkerRank>>,
+    sessions: Option<Mutex<SessionTable>>,
+    line: Line,
+    replicas: Option<Replicas>,
+    meters: RouterMeters,
     sign_of_life: Duration,
     scratch: Mutex<Vec<Scratch>>,
 }
 
+/// What came of a try.
+enum Tried {
+    Booked(Booking),
+    MustWait(Wanted),
+}
+
 impl Router {
+    /// `router_id` is the name under which other routers know this one.
     pub(crate) fn new(
         config: RouterConfig,
         block_size: BlockSize,
-    ) -> Result<Self, dynamo_kv_router::ConfigError> {
+        router_id: u64,
+        meters: RouterMeters,
+    ) -> Result<Self, ConfigError> {
         let seed = rand::rng().random();
+        let now = Instant::now();
         Ok(Self {
             scheduler: Mutex::new(KvScheduler::new(config.kv.clone(), block_size, seed)?),
             sign_of_life: config.kv.active_request_expiry / SIGNS_OF_LIFE,
+            sessions: config.affinity.map(|affinity| Mutex::new(SessionTable::new(affinity))),
+            line: Line::new(config.kv.queue, now),
+            replicas: config.replica_sync.then(|| Replicas::new(router_id, now)),
             config,
             block_size,
             index: RwLock::new(KvIndex::default()),
             last_turn: Mutex::new(None),
+            meters,
             scratch: Mutex::new(Vec::new()),
         })
     }
 
     /// Whether workers' KV events are of any use to it.
     pub(crate) fn wants_events(&self) -> bool {
-        self.config.mode == RouterMode::Kv && self.config.kv.overlap_score_weight > 0.0
+        self.config.mode == RouterMode::Kv && self.config.kv.uses_caches()
+    }
+
+    /// Whether it speaks with other routers.
+    pub(crate) fn syncs_replicas(&self) -> bool {
+        self.replicas.is_some()
     }
 
     pub(crate) fn block_size(&self) -> BlockSize {
@@ -146,30 +116,53 @@ impl Router {
     }
 
     /// Takes on a worker or its changed record; `false` if that cannot be, and then nothing has changed.
-    pub(crate) fn set_worker(&self, worker: &RoutedWorker) -> bool {
+    pub(crate) fn set_worker(self: &Arc<Self>, worker: &RoutedWorker) -> bool {
         let ranks = worker.first_rank..worker.first_rank.saturating_add(worker.ranks.max(1));
         let slots =
-            self.index.write().add_worker(worker.worker_id, worker.epoch, ranks, worker.blocks_per_rank);
-        match slots {
+            self.index.write().add_worker(worker.worker_id, worker.epoch, ranks, worker.blocks_per_rank());
+        let taken = match slots {
             Ok(slots) => {
-                self.scheduler.lock().set_worker(worker.worker_id, worker.epoch, &slots, worker.draining)
+                let mut scheduler = self.scheduler.lock();
+                let taken = scheduler.set_worker(worker.worker_id, worker.epoch, &slots, worker.draining);
+                if taken {
+                    scheduler.set_profile(worker.worker_id, worker.profile());
+                }
+                taken
             }
             Err(error) => {
                 tracing::warn!(worker_id = worker.worker_id, %error, "worker is not routed to");
                 false
             }
-        }
+        };
+        self.call_next();
+        taken
     }
 
     /// Forgets a worker.
-    pub(crate) fn remove_worker(&self, worker_id: u64) {
+    pub(crate) fn remove_worker(self: &Arc<Self>, worker_id: u64) {
         self.scheduler.lock().remove_worker(worker_id);
         self.index.write().remove_worker(worker_id);
+        if let Some(sessions) = &self.sessions {
+            sessions.lock().forget_worker(worker_id);
+        }
+        // Those who wait for it alone are to be told.
+        self.call_next();
     }
 
-    /// Drops bookings that gave no sign of life for too long.
-    pub(crate) fn expire(&self) -> usize {
-        self.scheduler.lock().expire(Instant::now())
+    /// Drops bookings that gave no sign of life for too long, and sessions that are over.
+    pub(crate) fn expire(self: &Arc<Self>) -> usize {
+        let now = Instant::now();
+        let mut scheduler = self.scheduler.lock();
+        let expired = scheduler.expire(now);
+        if let Some(replicas) = &self.replicas {
+            replicas.sweep(&scheduler, now);
+        }
+        drop(scheduler);
+        if let Some(sessions) = &self.sessions {
+            sessions.lock().expire(now);
+        }
+        self.call_next();
+        expired
     }
 
     /// What runs on each rank.
@@ -177,101 +170,213 @@ impl Router {
         self.scheduler.lock().worker_loads().collect()
     }
 
-    /// Chooses a worker and books the request there.
-    pub(crate) fn route(self: &Arc<Self>, request: &RouteRequest<'_>) -> Result<Booking, GenerateError> {
+    /// Memory of what is known of running requests.
+    pub(crate) fn active_bytes(&self) -> usize {
+        self.scheduler.lock().tracked_bytes()
+    }
+
+    /// How much waits for a worker.
+    pub(crate) fn queue_depth(&self) -> QueueDepth {
+        self.line.depth()
+    }
+
+    /// The thresholds over which ranks take no more requests.
+    pub(crate) fn busy_thresholds(&self) -> BusyThresholds {
+        self.scheduler.lock().busy_thresholds()
+    }
+
+    /// Sets those thresholds that are given, and returns all.
+    pub(crate) fn merge_busy_thresholds(&self, given: BusyThresholds) -> Result<BusyThresholds, ConfigError> {
+        let mut scheduler = self.scheduler.lock();
+        let merged = scheduler.busy_thresholds().merged(given);
+        scheduler.set_busy_thresholds(merged)?;
+        Ok(merged)
+    }
+
+    /// Chooses a worker and books the request there; waits for its turn where requests queue.
+    pub(crate) async fn route(
+        self: &Arc<Self>,
+        request: &RouteRequest<'_>,
+    ) -> Result<Booking, GenerateError> {
         let mut scratch = self.scratch.lock().pop().unwrap_or_default();
-        let result = self.route_with(request, &mut scratch);
-        let mut kept = self.scratch.lock();
-        if kept.len() < KEPT_SCRATCH {
-            kept.push(scratch);
-        }
+        let result = self.route_with(request, &mut scratch).await;
+        self.keep(scratch);
         result
     }
 
-    fn route_with(
+    /// Says where a request would go, and books nothing.
+    pub(crate) fn advise(&self, request: &RouteRequest<'_>) -> Result<WorkerRank, GenerateError> {
+        let mut scratch = self.scratch.lock().pop().unwrap_or_default();
+        self.look_up(request, &mut scratch);
+        let result = self.choose(request, &scratch);
+        self.keep(scratch);
+        result.map(|selection| selection.worker)
+    }
+
+    async fn route_with(
         self: &Arc<Self>,
         request: &RouteRequest<'_>,
         scratch: &mut Scratch,
     ) -> Result<Booking, GenerateError> {
-        let Scratch { local, sequence, matches } = scratch;
-        local.clear();
-        sequence.clear();
-        matches.clear();
-        let kv = self.config.mode == RouterMode::Kv;
-        if kv {
-            local_block_hashes(request.tokens, self.block_size, request.seed, local);
-            sequence_hashes(local, sequence);
-            if self.wants_events() {
-                self.index.read().find_matches(local, matches);
+        let started = Instant::now();
+        if self.line.is_used() {
+            self.meters.admission_received.inc();
+        }
+        self.look_up(request, scratch);
+        let mut turn: Option<Turn> = None;
+        let mut waited = Duration::ZERO;
+        loop {
+            let scheduling = Instant::now();
+            match self.try_once(request, scratch, turn.is_some())? {
+                Tried::Booked(booking) => {
+                    self.meters.scheduling.observe(millis(scheduling.elapsed()));
+                    self.meters.total.observe(millis(started.elapsed().saturating_sub(waited)));
+                    return Ok(booking);
+                }
+                Tried::MustWait(wanted) => {
+                    let waiting = Instant::now();
+                    turn = Some(self.wait(wanted, request).await?);
+                    waited += waiting.elapsed();
+                    // Caches have changed in the meantime.
+                    self.find_matches(scratch);
+                }
             }
         }
-        let mut select = SelectRequest {
+    }
+
+    /// Hashes the prompt and finds out who has it.
+    fn look_up(&self, request: &RouteRequest<'_>, scratch: &mut Scratch) {
+        scratch.local.clear();
+        scratch.sequence.clear();
+        scratch.matches.clear();
+        if self.config.mode != RouterMode::Kv {
+            return;
+        }
+        let start = Instant::now();
+        local_block_hashes(request.tokens, self.block_size, request.seed, &mut scratch.local);
+        let local = Instant::now();
+        sequence_hashes(&scratch.local, &mut scratch.sequence);
+        self.meters.block_hashing.observe(millis(local - start));
+        self.meters.seq_hashing.observe(millis(local.elapsed()));
+        self.find_matches(scratch);
+    }
+
+    fn find_matches(&self, scratch: &mut Scratch) {
+        if self.wants_events() {
+            let start = Instant::now();
+            self.index.read().find_matches(&scratch.local, &mut scratch.matches);
+            self.meters.find_matches.observe(millis(start.elapsed()));
+        }
+    }
+
+    fn try_once(
+        self: &Arc<Self>,
+        request: &RouteRequest<'_>,
+        scratch: &Scratch,
+        has_turn: bool,
+    ) -> Result<Tried, GenerateError> {
+        let now = Instant::now();
+        let mut scheduler = self.scheduler.lock();
+        let select = self.select_request(request, &mut scheduler, now);
+        if !has_turn && self.line.is_used() && (self.line.is_occupied() || scheduler.must_wait(&select)) {
+            let cached = line::cached_blocks(&scheduler, &select, &scratch.matches);
+            let cached_tokens = cached as usize * self.block_size.get();
+            return Ok(Tried::MustWait(Wanted::new(&select, cached_tokens)));
+        }
+        let select = self.in_turn(select, &mut scheduler)?;
+        let wanted = ScheduleRequest {
+            prompt_blocks: &scratch.sequence,
+            expected_output_tokens: request.expected_output_tokens,
+            select,
+        };
+        let reservation =
+            scheduler.choose_and_reserve(&wanted, &scratch.matches, now).map_err(schedule_error)?;
+        drop(scheduler);
+        let selection = reservation.selection;
+        self.bind_session(request, selection.worker, now);
+        if selection.balanced {
+            self.meters.balanced.inc();
+        }
+        Ok(Tried::Booked(Booking::new(self.clone(), request, &reservation, &scratch.sequence, now)))
+    }
+
+    fn choose(&self, request: &RouteRequest<'_>, scratch: &Scratch) -> Result<Selection, GenerateError> {
+        let mut scheduler = self.scheduler.lock();
+        let select = self.select_request(request, &mut scheduler, Instant::now());
+        let select = self.in_turn(select, &mut scheduler)?;
+        let wanted = ScheduleRequest {
+            prompt_blocks: &scratch.sequence,
+            expected_output_tokens: request.expected_output_tokens,
+            select,
+        };
+        scheduler.choose(&wanted, &scratch.matches).map_err(|error| schedule_error(error.into()))
+    }
+
+    /// Who may serve a request: the worker that it names, or that of its session.
+    fn select_request<'a>(
+        &self,
+        request: &RouteRequest<'a>,
+        scheduler: &mut KvScheduler,
+        now: Instant,
+    ) -> SelectRequest<'a> {
+        let select = SelectRequest {
             isl_tokens: request.tokens.len(),
             pinned_worker: request.pinned_worker,
             pinned_rank: request.pinned_rank,
             excluded: request.excluded,
             ..SelectRequest::default()
         };
-        let mut scheduler = self.scheduler.lock();
-        if !kv && request.pinned_worker.is_none() {
-            let chosen = self.next(scheduler.candidates(), request)?;
-            select.pinned_worker = Some(chosen.worker_id);
-            select.pinned_rank = Some(chosen.dp_rank);
-        }
-        let wanted = ScheduleRequest {
-            prompt_blocks: sequence,
-            expected_output_tokens: request.expected_output_tokens,
-            select,
+        let (Some(sessions), Some(session), None) = (&self.sessions, request.session, select.pinned_worker)
+        else {
+            return select;
         };
-        let reservation =
-            scheduler.choose_and_reserve(&wanted, matches, Instant::now()).map_err(schedule_error)?;
-        drop(scheduler);
-        let selection = reservation.selection;
-        Ok(Booking {
-            router: self.clone(),
-            id: Some(reservation.id),
-            worker: selection.worker,
-            overlap_blocks: selection.overlap_blocks,
-            sign_of_life: None,
-            tokens: 0,
-        })
+        let sessions = sessions.lock();
+        let Some(worker) = sessions.worker(&session.id, session.parent.as_deref(), now) else {
+            return select;
+        };
+        let pinned = SelectRequest {
+            pinned_worker: Some(worker.worker_id),
+            pinned_rank: Some(worker.dp_rank),
+            ..select
+        };
+        let mode = sessions.mode();
+        drop(sessions);
+        let stays = match mode {
+            AffinityMode::Hard => {
+                let is_there = |candidate: &Candidate| {
+                    candidate.worker == worker
+                        && !candidate.draining
+                        && !select.excluded.contains(&worker.worker_id)
+                };
+                scheduler.candidates().iter().any(is_there)
+            }
+            AffinityMode::Soft => {
+                scheduler.eligible(&pinned).next().is_some() && !scheduler.must_wait(&pinned)
+            }
+        };
+        if stays { pinned } else { select }
     }
 
-    /// The next one in turn, or any, as the mode says.
-    fn next(
-        &self,
-        candidates: &[Candidate],
-        request: &RouteRequest<'_>,
-    ) -> Result<WorkerRank, GenerateError> {
-        if self.config.mode == RouterMode::Direct {
-            return Err(GenerateError::Invalid {
-                param: Some("nvext.backend_instance_id"),
-                message: "nvext.backend_instance_id: this server routes directly, so a request must name its worker"
-                    .to_owned(),
-            });
-        }
-        let may_serve = |candidate: &&Candidate| {
-            !candidate.draining
-                && !candidate.overloaded
-                && !request.excluded.contains(&candidate.worker.worker_id)
-                && request.pinned_rank.is_none_or(|rank| rank == candidate.worker.dp_rank)
-        };
-        let eligible = || candidates.iter().filter(may_serve).map(|candidate| candidate.worker);
-        let chosen = if self.config.mode == RouterMode::Random {
-            let count = eligible().count();
-            (count > 0).then(|| rand::rng().random_range(0..count)).and_then(|place| eligible().nth(place))
+    fn bind_session(&self, request: &RouteRequest<'_>, worker: WorkerRank, now: Instant) {
+        let (Some(sessions), Some(session)) = (&self.sessions, request.session) else { return };
+        let mut sessions = sessions.lock();
+        if session.is_final {
+            sessions.forget(&session.id);
         } else {
-            // In the order of ids, so that turns do not depend on the order in which workers came.
-            let order = |worker: &WorkerRank| (worker.worker_id, worker.dp_rank);
-            let mut last_turn = self.last_turn.lock();
-            let after = last_turn.as_ref().map(order);
-            let following = eligible().filter(|worker| after.is_none_or(|after| order(worker) > after));
-            let chosen = following.min_by_key(order).or_else(|| eligible().min_by_key(order));
-            *last_turn = chosen.or(*last_turn);
-            chosen
-        };
-        chosen.ok_or(GenerateError::NoWorkers)
+            sessions.bind(&session.id, worker, now);
+        }
     }
+
+    fn keep(&self, scratch: Scratch) {
+        let mut kept = self.scratch.lock();
+        if kept.len() < KEPT_SCRATCH {
+            kept.push(scratch);
+        }
+    }
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
 }
 
 fn schedule_error(error: ScheduleError) -> GenerateError {
@@ -292,199 +397,7 @@ fn schedule_error(error: ScheduleError) -> GenerateError {
     }
 }
 
-/// A request's place in its worker's load; taken back when dropped.
-pub(crate) struct Booking {
-    router: Arc<Router>,
-    id: Option<ReservationId>,
-    worker: WorkerRank,
-    overlap_blocks: u32,
-    /// The last one, if any was given.
-    sign_of_life: Option<Instant>,
-    tokens: usize,
-}
-
-impl Booking {
-    /// The worker and rank.
-    pub(crate) fn worker(&self) -> (u64, DpRank) {
-        (self.worker.worker_id, self.worker.dp_rank)
-    }
-
-    /// Leading blocks of the prompt that the worker is believed to hold.
-    pub(crate) fn overlap_blocks(&self) -> u32 {
-        self.overlap_blocks
-    }
-
-    /// The worker's answer went on, by `tokens`: the first time ends the prefill, and each block counts. An answer that
-    /// is slow to fill a block gives a sign of life now and then, so that it goes on counting.
-    pub(crate) fn on_progress(&mut self, tokens: usize, now: Instant) {
-        let Some(id) = self.id else { return };
-        let block_size = self.router.block_size.get();
-        let blocks = (self.tokens + tokens) / block_size - self.tokens / block_size;
-        self.tokens += tokens;
-        let alive = self.sign_of_life.is_some_and(|at| now < at + self.router.sign_of_life);
-        if alive && blocks == 0 {
-            return;
-        }
-        let mut scheduler = self.router.scheduler.lock();
-        // After the first time it is a sign of life and nothing else.
-        scheduler.mark_prefill_completed(id, now);
-        for _ in 0..blocks {
-            scheduler.add_output_block(id, now);
-        }
-        self.sign_of_life = Some(now);
-    }
-
-    /// The request is over.
-    pub(crate) fn release(&mut self) {
-        if let Some(id) = self.id.take() {
-            self.router.scheduler.lock().free(id);
-        }
-    }
-}
-
-impl Drop for Booking {
-    fn drop(&mut self) {
-        self.release();
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn router(mode: RouterMode) -> Arc<Router> {
-        let config = RouterConfig { mode, kv: KvRouterConfig::REFERENCE };
-        let router = Arc::new(Router::new(config, BlockSize::new(4).unwrap()).unwrap());
-        for worker_id in [7, 8, 9] {
-            router.set_worker(&RoutedWorker {
-                worker_id,
-                epoch: 1,
-                first_rank: 0,
-                ranks: 1,
-                blocks_per_rank: None,
-                draining: false,
-            });
-        }
-        router
-    }
-
-    fn request<'a>(tokens: &'a [u32], excluded: &'a [u64]) -> RouteRequest<'a> {
-        RouteRequest {
-            tokens,
-            seed: HashSeed::PLAIN,
-            pinned_worker: None,
-            pinned_rank: None,
-            expected_output_tokens: None,
-            excluded,
-        }
-    }
-
-    fn busy(router: &Router) -> u32 {
-        router.loads().iter().map(|(_, load)| load.requests).sum()
-    }
-
-    #[test]
-    fn round_robin_takes_turns_and_skips_who_refused() {
-        let router = router(RouterMode::RoundRobin);
-        let tokens = [1; 10];
-        let chosen: Vec<u64> =
-            (0..6).map(|_| router.route(&request(&tokens, &[])).unwrap().worker().0).collect();
-        assert_eq!(chosen, [7, 8, 9, 7, 8, 9]);
-        let chosen: Vec<u64> =
-            (0..4).map(|_| router.route(&request(&tokens, &[8])).unwrap().worker().0).collect();
-        assert!(!chosen.contains(&8), "{chosen:?}");
-        assert!(matches!(router.route(&request(&tokens, &[7, 8, 9])), Err(GenerateError::NoWorkers)));
-    }
-
-    #[test]
-    fn direct_needs_a_worker() {
-        let router = router(RouterMode::Direct);
-        let tokens = [1; 10];
-        assert!(matches!(router.route(&request(&tokens, &[])), Err(GenerateError::Invalid { .. })));
-        let pinned = RouteRequest { pinned_worker: Some(9), ..request(&tokens, &[]) };
-        assert_eq!(router.route(&pinned).unwrap().worker(), (9, 0));
-        let unknown = RouteRequest { pinned_worker: Some(10), ..request(&tokens, &[]) };
-        assert!(matches!(router.route(&unknown), Err(GenerateError::NoWorkers)));
-    }
-
-    #[test]
-    fn a_booking_counts_until_it_is_dropped() {
-        let router = router(RouterMode::Kv);
-        let tokens: Vec<u32> = (0..40).collect();
-        let mut booking = router.route(&request(&tokens, &[])).unwrap();
-        assert_eq!(busy(&router), 1);
-        let load =
-            |router: &Router| router.loads().into_iter().map(|(_, load)| load.prefill_tokens).sum::<u64>();
-        assert_eq!(load(&router), 40);
-        booking.on_progress(1, Instant::now());
-        assert_eq!((load(&router), busy(&router)), (0, 1));
-        drop(booking);
-        assert_eq!(busy(&router), 0);
-    }
-
-    #[test]
-    fn concurrent_requests_spread_while_nothing_is_cached() {
-        let router = router(RouterMode::Kv);
-        let prompts: Vec<Vec<u32>> =
-            (0..3).map(|prompt| (prompt * 100..prompt * 100 + 40).collect()).collect();
-        let bookings: Vec<Booking> =
-            prompts.iter().map(|tokens| router.route(&request(tokens, &[])).unwrap()).collect();
-        let mut workers: Vec<u64> = bookings.iter().map(|booking| booking.worker().0).collect();
-        workers.sort_unstable();
-        assert_eq!(workers, [7, 8, 9]);
-    }
-    #[test]
-    fn an_answer_that_is_slow_goes_on_counting() {
-        let router = router(RouterMode::Kv);
-        let tokens: Vec<u32> = (0..40).collect();
-        let mut slow = router.route(&request(&tokens, &[])).unwrap();
-        let silent = router.route(&request(&tokens, &[])).unwrap();
-        let expiry = KvRouterConfig::REFERENCE.active_request_expiry;
-        let start = Instant::now();
-        slow.on_progress(1, start);
-        slow.on_progress(1, start + expiry / 2);
-        let expired = router.scheduler.lock().expire(start + expiry + Duration::from_secs(1));
-        assert_eq!((expired, busy(&router)), (1, 1));
-        drop((slow, silent));
-        assert_eq!(busy(&router), 0);
-    }
-
-    #[test]
-    fn output_blocks_are_of_tokens_however_they_come() {
-        let kv = KvRouterConfig { track_output_blocks: true, ..KvRouterConfig::REFERENCE };
-        let config = RouterConfig { mode: RouterMode::Kv, kv };
-        let router = Arc::new(Router::new(config, BlockSize::new(4).unwrap()).unwrap());
-        router.set_worker(&RoutedWorker {
-            worker_id: 7,
-            epoch: 1,
-            first_rank: 0,
-            ranks: 1,
-            blocks_per_rank: None,
-            draining: false,
-        });
-        let tokens: Vec<u32> = (0..8).collect();
-        let mut booking = router.route(&request(&tokens, &[])).unwrap();
-        let blocks = |router: &Router| router.loads()[0].1.decode_blocks;
-        let before = blocks(&router);
-        for tokens in [3, 0, 9, 3, 1] {
-            booking.on_progress(tokens, Instant::now());
-        }
-        assert_eq!(blocks(&router) - before, 4.0);
-    }
-
-    #[test]
-    fn a_worker_that_cannot_be_taken_on_is_said_to_be() {
-        let router = router(RouterMode::Kv);
-        let worker = RoutedWorker {
-            worker_id: 10,
-            epoch: 1,
-            first_rank: 0,
-            ranks: 1 << 20,
-            blocks_per_rank: None,
-            draining: false,
-        };
-        assert!(!router.set_worker(&worker));
-        assert!(!router.set_worker(&RoutedWorker { worker_id: 7, epoch: 0, ranks: 1, ..worker }));
-        assert!(router.set_worker(&RoutedWorker { ranks: 1, ..worker }));
-    }
-}
+mod tests;
+#[cfg(test)]
+pub(crate) use tests::router_for_tests;

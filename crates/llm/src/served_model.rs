@@ -59,9 +59,11 @@ impl ServedModel {
         let preprocessor = tokio::task::spawn_blocking(move || Preprocessor::load(&loading, &files))
             .await
             .map_err(|error| BuildError::Internal(error.to_string()))??;
+        let meters = builder.router_metrics.of_model(&card.display_name);
         let (runtime, config) = (&builder.runtime, builder.router.clone());
-        let routed =
-            RoutedEndpoint::start(runtime, config, endpoint, block_size, DUMP_PATIENCE, scope).await?;
+        let starting =
+            RoutedEndpoint::start(runtime, config, endpoint, block_size, DUMP_PATIENCE, meters, scope);
+        let routed = starting.await?;
         let model = RoutedModel {
             info: info_of(card),
             preprocessor: Arc::new(preprocessor),

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use dynamo_kv_router::MAX_RANKS_PER_WORKER;
+use dynamo_kv_router::{MAX_RANKS_PER_WORKER, RankLimits};
 use dynamo_runtime::{Client, Instance, InstanceState, TaskScope};
 use tokio::sync::{mpsc, watch};
 
@@ -146,7 +146,11 @@ fn wanted(instances: &[Seen], cards: &BTreeMap<u64, WorkerCard>) -> BTreeMap<u64
             epoch,
             first_rank: runtime.data_parallel_start_rank,
             ranks: runtime.data_parallel_size.clamp(1, MAX_RANKS_PER_WORKER),
-            blocks_per_rank: runtime.total_kv_blocks.and_then(|blocks| u32::try_from(blocks).ok()),
+            limits: RankLimits {
+                total_kv_blocks: runtime.total_kv_blocks,
+                max_num_batched_tokens: runtime.max_num_batched_tokens,
+                max_num_seqs: runtime.max_num_seqs,
+            },
             // Whoever is in doubt is avoided request by request, for it is asked when nobody else is left.
             draining: state == InstanceState::Draining,
         };

@@ -151,7 +151,8 @@ impl MockerConfig {
         if self.enable_chunked_prefill { fits } else { fits.min(self.max_num_batched_tokens as usize) }
     }
 
-    pub(crate) fn scheduler(&self) -> SchedulerConfig {
+    /// The limits of a rank's scheduler.
+    pub fn scheduler(&self) -> SchedulerConfig {
         SchedulerConfig {
             max_num_seqs: self.max_num_seqs as usize,
             max_num_batched_tokens: self.max_num_batched_tokens as usize,

@@ -5,7 +5,7 @@ use dynamo_scheduler::BlockChange;
 use dynamo_tokens::SequenceHash;
 
 /// The events that say the same as `changes`, which are left empty: blocks that follow one another in one event.
-pub(crate) fn events_of(changes: &mut Vec<BlockChange>) -> Vec<KvCacheEventData> {
+pub fn events_of(changes: &mut Vec<BlockChange>) -> Vec<KvCacheEventData> {
     let mut events = Vec::new();
     let mut last_stored: Option<SequenceHash> = None;
     for change in changes.drain(..) {

@@ -29,6 +29,7 @@ mod vocabulary;
 pub use config::{MockConfigError, MockerConfig, PreemptionPolicy};
 pub use engine::{MockEngine, RankTask};
 pub use eviction::{EvictionOrder, LeastRecentlyUsed};
+pub use kv_report::events_of;
 pub use sim_pool::SimPool;
 pub use stats::MockStats;
 pub use timetable::Timetable;

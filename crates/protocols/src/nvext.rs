@@ -70,7 +70,15 @@ pub struct NvExt {
     pub enable_local_updates: Option<bool>,
 }
 
+/// The annotation that asks for a worker instead of an answer; what follows it does not matter.
+const QUERY_INSTANCE: &str = "query_instance_id:";
+
 impl NvExt {
+    /// Whether only the worker is asked for that would answer.
+    pub fn asks_for_instance(&self) -> bool {
+        self.annotations.iter().flatten().any(|name| name.starts_with(QUERY_INSTANCE))
+    }
+
     /// The worker that must serve the request.
     pub fn worker_id(&self) -> Option<u64> {
         self.decode_worker_id.or(self.backend_instance_id)
@@ -88,6 +96,19 @@ impl NvExt {
 pub struct AgentHints {
     /// Answer tokens expected.
     pub osl: Option<u32>,
+    /// Where requests queue: seconds by which this one counts as come earlier; below 0 counts as 0.
+    pub priority: Option<i32>,
+    /// Where requests queue: a higher one goes before all lower ones.
+    pub strict_priority: Option<u32>,
+    /// The older name of `priority`, which goes before it.
+    pub latency_sensitivity: Option<f64>,
+}
+
+impl AgentHints {
+    /// Seconds by which the request counts as come earlier.
+    pub fn priority_jump(&self) -> f64 {
+        self.priority.map(f64::from).or(self.latency_sensitivity).unwrap_or(0.0).max(0.0)
+    }
 }
 
 /// Taints that workers must or should carry.
@@ -107,6 +128,9 @@ pub struct NvExtAnswer {
     /// How long it took.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timing: Option<Timing>,
+    /// The prompt in tokens, where only a worker was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
     /// The stop string or token that ended the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_reason: Option<Value>,

@@ -201,9 +201,8 @@ fn nvext(nvext: &NvExt) -> Checked {
     }
     let raw = nvext.use_raw_prompt == Some(true) && nvext.token_data.is_none();
     let annotations = nvext.annotations.iter().flatten();
-    let unserved_annotation = annotations.map(String::as_str).any(|name| {
-        name.starts_with("query_instance_id") || matches!(name, "formatted_prompt" | "token_ids")
-    });
+    let unserved_annotation =
+        annotations.map(String::as_str).any(|name| matches!(name, "formatted_prompt" | "token_ids"));
     let constrained =
         nvext.routing_constraints.as_ref().is_some_and(|taints| !taints.required_taints.is_empty());
     for (asked, param) in [

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::TokenId;
+use crate::{TokenId, block_hasher::BlockHasher};
 
 /// The seed of every chain, and of local hashes without adapter or salt.
 const CHAIN_SEED: u64 = 1337;
@@ -75,16 +75,13 @@ impl LocalBlockHash {
     /// The hash of one whole block.
     pub fn of(tokens: &[TokenId], seed: HashSeed) -> Self {
         // Engines hash the little-endian bytes of the tokens; a block is small, so a stack buffer serves.
-        const ON_STACK: usize = 256;
+        const ON_STACK: usize = 64;
         if tokens.len() <= ON_STACK {
-            let mut bytes = [0u8; ON_STACK * 4];
-            for (slot, token) in bytes.chunks_exact_mut(4).zip(tokens) {
-                slot.copy_from_slice(&token.to_le_bytes());
-            }
-            Self(xxh3_64_with_seed(&bytes[..tokens.len() * 4], seed.0))
+            let mut bytes = [0u8; ON_STACK * TOKEN_BYTES];
+            Self(xxh3_64_with_seed(little_endian(tokens, &mut bytes), seed.0))
         } else {
-            let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-            Self(xxh3_64_with_seed(&bytes, seed.0))
+            let mut bytes = vec![0u8; tokens.len() * TOKEN_BYTES];
+            Self(xxh3_64_with_seed(little_endian(tokens, &mut bytes), seed.0))
         }
     }
 
@@ -95,6 +92,17 @@ impl LocalBlockHash {
         let bytes: Vec<u8> = tokens.chain(objects.iter().flat_map(|object| object.to_le_bytes())).collect();
         Self(xxh3_64_with_seed(&bytes, seed.0))
     }
+}
+
+const TOKEN_BYTES: usize = size_of::<TokenId>();
+
+/// The bytes of `tokens`, written to the front of `buffer`.
+fn little_endian<'a>(tokens: &[TokenId], buffer: &'a mut [u8]) -> &'a [u8] {
+    let bytes = &mut buffer[..tokens.len() * TOKEN_BYTES];
+    for (bytes, token) in bytes.chunks_exact_mut(TOKEN_BYTES).zip(tokens) {
+        bytes.copy_from_slice(&token.to_le_bytes());
+    }
+    bytes
 }
 
 impl SequenceHash {
@@ -127,8 +135,20 @@ pub fn local_block_hashes(
     seed: HashSeed,
     out: &mut Vec<LocalBlockHash>,
 ) {
+    /// Tokens whose bytes are laid out at a time, so that they are hashed out of the nearest cache.
+    const AT_ONCE: usize = 1024;
     out.clear();
-    out.extend(tokens.chunks_exact(block_size.get()).map(|block| LocalBlockHash::of(block, seed)));
+    let size = block_size.get();
+    if size > AT_ONCE {
+        out.extend(tokens.chunks_exact(size).map(|block| LocalBlockHash::of(block, seed)));
+        return;
+    }
+    let mut buffer = [0u8; AT_ONCE * TOKEN_BYTES];
+    let hasher = BlockHasher::new(seed.0, size * TOKEN_BYTES);
+    for tokens in tokens.chunks(AT_ONCE / size * size) {
+        let blocks = little_endian(tokens, &mut buffer).chunks_exact(size * TOKEN_BYTES);
+        out.extend(blocks.map(|block| LocalBlockHash(hasher.hash(block))));
+    }
 }
 
 /// Replaces `out` by the sequence hashes of a chain of local hashes that starts at the first block.
@@ -186,9 +206,20 @@ mod tests {
     }
 
     #[test]
-    fn long_blocks_hash_like_short_ones() {
-        let tokens: Vec<TokenId> = (0..1000).collect();
-        let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-        assert_eq!(LocalBlockHash::of(&tokens, HashSeed::PLAIN).0, xxh3_64_with_seed(&bytes, 1337));
+    fn blocks_of_all_sizes_hash_alike_alone_and_in_a_prompt() {
+        let tokens: Vec<TokenId> = (0..5000u32).map(|at| at.wrapping_mul(0x0101_0101)).collect();
+        for size in [1, 3, 16, 60, 61, 63, 64, 65, 256, 1000, 1024, 1025, 4999, 5001] {
+            let plain = |block: &[TokenId]| {
+                let bytes: Vec<u8> = block.iter().flat_map(|token| token.to_le_bytes()).collect();
+                LocalBlockHash(xxh3_64_with_seed(&bytes, 1337))
+            };
+            let expected: Vec<_> = tokens.chunks_exact(size).map(plain).collect();
+            let mut together = Vec::new();
+            let block_size = BlockSize::new(size as u32).unwrap();
+            local_block_hashes(&tokens, block_size, HashSeed::PLAIN, &mut together);
+            assert_eq!(together, expected, "{size}");
+            let alone = tokens.chunks_exact(size).map(|block| LocalBlockHash::of(block, HashSeed::PLAIN));
+            assert_eq!(alone.collect::<Vec<_>>(), expected, "{size}");
+        }
     }
 }

@@ -7,6 +7,7 @@
 //! This crate knows no I/O, no clock and no engine.
 
 mod block_hash;
+mod block_hasher;
 mod sequence;
 
 pub use block_hash::{

@@ -9,7 +9,7 @@ use crate::{
 
 const ARRIVALS: u64 = 4;
 
-/// The times at which requests are due, after the start.
+/// The times at which requests that follow no other are due, after the start.
 pub(crate) enum Arrivals<'a> {
     /// At random, so many a second on average.
     Poisson { rng: SplitMix, rate: f64, at: f64 },
@@ -37,8 +37,11 @@ impl Iterator for Arrivals<'_> {
                 Some(Duration::from_secs_f64(*at))
             }
             Self::Schedule { workload, next } => {
+                if workload.starts().is_some_and(|starts| *next >= starts) {
+                    return None;
+                }
                 *next += 1;
-                workload.due(*next - 1)
+                workload.due(workload.start(*next - 1))
             }
         }
     }

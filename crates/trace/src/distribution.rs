@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::meter::Micros;
+use hdrhistogram::Histogram;
 
 /// Each bucket of the report ends at this many times the last one's end.
 const GROWTH: f64 = 1.2;
@@ -33,7 +33,9 @@ pub struct Distribution {
 }
 
 impl Distribution {
-    pub(crate) fn of(histogram: &Micros) -> Self {
+    /// Of times in microseconds.
+    #[must_use]
+    pub fn of(histogram: &Histogram<u64>) -> Self {
         if histogram.is_empty() {
             return Self::default();
         }
@@ -73,7 +75,7 @@ mod tests {
 
     #[test]
     fn percentiles_and_buckets_agree_with_what_was_recorded() {
-        let mut histogram = Micros::new_with_bounds(1, 1_000_000_000, 3).unwrap();
+        let mut histogram = Histogram::<u64>::new_with_bounds(1, 1_000_000_000, 3).unwrap();
         histogram.record_n(0, 5).unwrap();
         for millis in 1..=100u64 {
             histogram.record(millis * 1000).unwrap();
@@ -90,7 +92,7 @@ mod tests {
 
     #[test]
     fn nothing_recorded_is_all_zero() {
-        let histogram = Micros::new_with_bounds(1, 1_000_000, 3).unwrap();
+        let histogram = Histogram::<u64>::new_with_bounds(1, 1_000_000, 3).unwrap();
         assert_eq!(Distribution::of(&histogram).count, 0);
     }
 }

@@ -17,6 +17,7 @@ use crate::{
     client::{Ask, Client},
     error::BenchError,
     meter::Meter,
+    turns::TurnTime,
     workload::Workload,
 };
 
@@ -39,29 +40,66 @@ pub(crate) struct Limit {
     pub(crate) duration: Option<Duration>,
 }
 
-/// So many streams; each sends its next request when the last is answered.
+/// How many requests may still be sent, over all tasks.
+struct Budget(AtomicU64);
+
+impl Budget {
+    fn take(&self) -> bool {
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+    }
+}
+
+/// So many streams; each sends its next request when the last is answered. A stream that began a session asks all its turns.
 pub(crate) async fn closed_loop(load: &Load, concurrency: u32, limit: Limit) -> Result<(), BenchError> {
     let next = Arc::new(AtomicU64::new(0));
     let most = limit.requests.unwrap_or(u64::MAX).min(load.workload.len().unwrap_or(u64::MAX));
+    let starts = load.workload.starts().unwrap_or(u64::MAX);
+    let budget = Arc::new(Budget(AtomicU64::new(most)));
     let end = limit.duration.map(|duration| load.meter.start + duration);
     let mut streams = JoinSet::new();
     for _ in 0..u64::from(concurrency).min(most) {
-        let (load, next) = (load.clone(), next.clone());
+        let (load, next, budget) = (load.clone(), next.clone(), budget.clone());
         streams.spawn(async move {
-            while !load.stop.is_cancelled() && end.is_none_or(|end| Instant::now() < end) {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= most {
+            let in_time = || !load.stop.is_cancelled() && end.is_none_or(|end| Instant::now() < end);
+            loop {
+                let place = next.fetch_add(1, Ordering::Relaxed);
+                if place >= starts {
                     break;
                 }
-                load.client.ask(&load.meter, Ask { workload: &load.workload, index, due: None }).await;
+                let mut turn = Some((load.workload.start(place), None));
+                while let Some((index, time)) = turn {
+                    if let Some(time) = time {
+                        wait_for_turn(&load, time).await;
+                    }
+                    if !in_time() || !budget.take() {
+                        return;
+                    }
+                    load.client.ask(&load.meter, Ask { workload: &load.workload, index, due: None }).await;
+                    turn = load.workload.next_turn(index).map(|(index, time)| (index, Some(time)));
+                }
             }
         });
     }
     join(&mut streams).await
 }
 
+/// Sleeps until a later turn is due, and says when that was.
+async fn wait_for_turn(load: &Load, time: TurnTime) -> Instant {
+    let now = Instant::now();
+    let due = match time {
+        TurnTime::AfterPrevious(delay) => now + delay,
+        TurnTime::FromStart(after) => (load.meter.start + after).max(now),
+    };
+    tokio::select! {
+        () = tokio::time::sleep_until(due.into()) => {}
+        () = load.stop.cancelled() => {}
+    }
+    due
+}
+
 /// Sends each request when it is due, whether or not others are answered. With `max_in_flight` of them out, the next waits
-/// for one to end: nothing is dropped, and its lateness counts. Returns how many were due.
+/// for one to end: nothing is dropped, and its lateness counts. Later turns of a session are due after the one before.
+/// Returns how many were due.
 pub(crate) async fn open_loop(
     load: &Load,
     arrivals: Arrivals<'_>,
@@ -70,9 +108,11 @@ pub(crate) async fn open_loop(
 ) -> Result<u64, BenchError> {
     let room = Arc::new(Semaphore::new(max_in_flight as usize));
     let most = limit.requests.unwrap_or(u64::MAX).min(load.workload.len().unwrap_or(u64::MAX));
+    let starts = load.workload.starts().unwrap_or(u64::MAX);
+    let budget = Arc::new(Budget(AtomicU64::new(most)));
+    let end = limit.duration.map(|duration| load.meter.start + duration);
     let (mut requests, alarm) = (JoinSet::new(), Alarm::new());
-    let mut due_count = 0;
-    for (index, after) in (0..most).zip(arrivals) {
+    for (place, after) in (0..most.min(starts)).zip(arrivals) {
         if limit.duration.is_some_and(|duration| after >= duration) {
             break;
         }
@@ -83,7 +123,9 @@ pub(crate) async fn open_loop(
                 () = load.stop.cancelled() => break,
             }
         }
-        due_count += 1;
+        if !budget.take() {
+            break;
+        }
         // The semaphore is never closed.
         let Ok(permit) = room.clone().acquire_owned().await else { break };
         if load.stop.is_cancelled() {
@@ -92,14 +134,24 @@ pub(crate) async fn open_loop(
         while let Some(ended) = requests.try_join_next() {
             ended?;
         }
-        let load = load.clone();
+        let (load, room, budget) = (load.clone(), room.clone(), budget.clone());
         requests.spawn(async move {
-            let _permit = permit;
+            let mut index = load.workload.start(place);
             load.client.ask(&load.meter, Ask { workload: &load.workload, index, due: Some(due) }).await;
+            drop(permit);
+            while let Some((next, time)) = load.workload.next_turn(index) {
+                let due = wait_for_turn(&load, time).await;
+                if load.stop.is_cancelled() || end.is_some_and(|end| due >= end) || !budget.take() {
+                    break;
+                }
+                let Ok(_permit) = room.acquire().await else { break };
+                index = next;
+                load.client.ask(&load.meter, Ask { workload: &load.workload, index, due: Some(due) }).await;
+            }
         });
     }
     join(&mut requests).await?;
-    Ok(due_count)
+    Ok(most - budget.0.load(Ordering::Relaxed))
 }
 
 /// Measures how late timers fire here, until dropped.

@@ -9,6 +9,7 @@ use crate::{
     mooncake::{TraceRequest, read_trace},
     report::LoopKind,
     target::Target,
+    turns::Turns,
     words::usual_words,
     workload::{Replay, Synthetic, Workload},
 };
@@ -66,7 +67,13 @@ impl Plan {
         let shape = match (args.concurrency, args.rate, &trace) {
             (Some(concurrency), _, _) => Shape::Closed { concurrency },
             (None, Some(rate), _) => Shape::Poisson { rate: positive("--rate", rate)? },
-            (None, None, Some(_)) => Shape::Schedule,
+            (None, None, Some(trace)) => {
+                if trace.iter().all(|request| request.timestamp.is_none()) {
+                    let why = "it has no timestamps to send by: give --concurrency or --rate";
+                    return Err(BenchError::flag("--trace", why));
+                }
+                Shape::Schedule
+            }
             (None, None, None) => Shape::Closed { concurrency: DEFAULT_CONCURRENCY },
         };
         let duration = args.duration.map(|value| seconds("--duration", value, 0.001)).transpose()?;
@@ -103,6 +110,8 @@ impl Plan {
         let whole = match self.shape {
             Shape::Closed { .. } => return None,
             Shape::Poisson { rate } => count.map(|count| Duration::from_secs_f64(count as f64 / rate)),
+            // When a later turn of a session is due depends on the answers.
+            Shape::Schedule if self.workload.has_turns() => None,
             Shape::Schedule => count.and_then(|count| recorded(count.saturating_sub(1))),
         };
         match (whole, self.limit.duration) {
@@ -152,6 +161,7 @@ fn replay(args: &BenchArgs, requests: Vec<TraceRequest>) -> Replay {
         args.trace_block_tokens.unwrap_or((MOONCAKE_BLOCK_TOKENS / args.shrink).max(1)) as usize;
     Replay {
         seed: args.seed,
+        turns: Turns::of(&requests),
         requests,
         block_words: args.trace_block_words.map_or_else(|| usual_words(block_tokens), |words| words as usize),
         block_tokens,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::{
     mooncake::TraceRequest,
     rng::derive,
+    turns::{TurnTime, Turns},
     words::{push_words, usual_tokens},
 };
 
@@ -37,6 +38,8 @@ pub struct Replay {
     pub seed: u64,
     /// In order of time.
     pub requests: Vec<TraceRequest>,
+    /// Which of them follow one another.
+    pub turns: Turns,
     /// Words of a block.
     pub block_words: usize,
     /// Tokens of a block, where the model splits text as the tiny one does.
@@ -86,13 +89,47 @@ impl Workload {
         }
     }
 
+    /// How many requests start by themselves (the others follow one of their session), if that is limited.
+    #[must_use]
+    pub fn starts(&self) -> Option<u64> {
+        match self {
+            Self::Synthetic(_) => None,
+            Self::Replay(replay) => Some(replay.turns.starts().len() as u64),
+        }
+    }
+
+    /// The request that starts as number `place`.
+    #[must_use]
+    pub fn start(&self, place: u64) -> u64 {
+        match self {
+            Self::Synthetic(_) => place,
+            Self::Replay(replay) => u64::from(replay.turns.starts()[place as usize]),
+        }
+    }
+
     /// When request `index` is due by the recorded schedule, after the start.
     #[must_use]
     pub fn due(&self, index: u64) -> Option<Duration> {
         let Self::Replay(replay) = self else { return None };
-        let first = replay.requests.first()?.timestamp;
-        let millis = replay.requests.get(index as usize)?.timestamp - first;
-        Some(Duration::from_secs_f64(millis / 1000.0 / replay.speedup))
+        Some(replay.turns.due(replay.requests.get(index as usize)?).div_f64(replay.speedup))
+    }
+
+    /// The turn that follows request `index`, and when it is due.
+    #[must_use]
+    pub fn next_turn(&self, index: u64) -> Option<(u64, TurnTime)> {
+        let Self::Replay(replay) = self else { return None };
+        let (next, time) = replay.turns.after(&replay.requests, index as usize)?;
+        let time = match time {
+            TurnTime::AfterPrevious(delay) => TurnTime::AfterPrevious(delay.div_f64(replay.speedup)),
+            TurnTime::FromStart(due) => TurnTime::FromStart(due.div_f64(replay.speedup)),
+        };
+        Some((next as u64, time))
+    }
+
+    /// Whether some requests wait for another one to end.
+    #[must_use]
+    pub fn has_turns(&self) -> bool {
+        matches!(self, Self::Replay(replay) if replay.turns.any_follow())
     }
 
     /// Appends the prompt of request `index`: letters and spaces only, so that it needs no escaping in JSON.
@@ -159,14 +196,16 @@ mod tests {
 
     fn replay() -> Workload {
         let request = |timestamp, ids: &[u64]| TraceRequest {
-            timestamp,
-            input_length: 0,
+            timestamp: Some(timestamp),
             output_length: 17,
             hash_ids: ids.to_vec(),
+            ..TraceRequest::default()
         };
+        let requests = vec![request(100.0, &[0, 1]), request(300.0, &[0, 2]), request(4100.0, &[0])];
         Workload::Replay(Replay {
             seed: 1,
-            requests: vec![request(100.0, &[0, 1]), request(300.0, &[0, 2]), request(4100.0, &[0])],
+            turns: Turns::of(&requests),
+            requests,
             block_words: 18,
             block_tokens: 64,
             shrink: 8,

@@ -179,6 +179,53 @@ async fn a_trace_is_replayed_on_its_schedule_with_its_limit() {
 }
 
 #[tokio::test]
+async fn the_turns_of_a_session_are_asked_one_after_the_other() {
+    let (address, seen) = serve(|_| Answer::Good);
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    for (session, time, ids) in [
+        ("a", r#""timestamp":0"#, "[0]"),
+        ("b", r#""timestamp":500"#, "[9]"),
+        ("a", r#""delay":2000"#, "[0,1]"),
+        ("a", r#""delay":2000"#, "[0,1,2]"),
+    ] {
+        let line = format!(
+            r#"{{"session_id":"{session}",{time},"input_length":64,"output_length":2,"hash_ids":{ids}}}"#
+        );
+        writeln!(file, "{line}").unwrap();
+    }
+    let lengths = |seen: &[serde_json::Value]| -> Vec<usize> {
+        let words = |body: &serde_json::Value| {
+            body["messages"][0]["content"].as_str().unwrap().split_whitespace().count() / 18
+        };
+        seen.iter().map(words).collect()
+    };
+    let flags = format!("--trace {} --trace-block-tokens 64 --speedup 20", file.path().display());
+    let report = point(address, &flags).await;
+    assert!(report.valid, "{:?}", report.reasons);
+    assert_eq!((report.requests.offered, report.requests.ok), (4, 4));
+    // Two delays of 2 s, at twenty times the speed, and the answers before them.
+    assert!(report.wall_seconds >= 0.2, "{}", report.wall_seconds);
+    assert_eq!(lengths(&seen.lock().unwrap()), [1, 1, 2, 3]);
+    seen.lock().unwrap().clear();
+    let closed = point(address, &format!("{flags} --concurrency 1 --requests 3")).await;
+    assert_eq!(closed.requests.ok, 3);
+    // One client finishes a session before it begins the next.
+    assert_eq!(lengths(&seen.lock().unwrap()), [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn a_trace_without_times_needs_another_load() {
+    let (address, _) = serve(|_| Answer::Good);
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    writeln!(file, r#"{{"session_id":"a","input_length":64,"output_length":2,"hash_ids":[1]}}"#).unwrap();
+    let flags = format!("--trace {}", file.path().display());
+    let error = measure(&args(address, &flags)).await.unwrap_err();
+    assert!(error.to_string().contains("no timestamps"), "{error}");
+    let report = point(address, &format!("{flags} --concurrency 2")).await;
+    assert_eq!(report.requests.ok, 1);
+}
+
+#[tokio::test]
 async fn held_streams_stay_open_beside_the_load() {
     let (address, _) = serve(|n| match n {
         0..10 => Answer::Stuck,

@@ -89,21 +89,22 @@ impl KvPublisher {
                 tracing::warn!(%error, worker_id = self.worker_id, "KV events were not published");
             }
         };
-        let failed = pipeline.local().failed_events();
+        let counts = |pipeline: &EventPipeline| {
+            (pipeline.local().failed_events(), pipeline.other_tiers(), pipeline.doubled_blocks())
+        };
+        let before = counts(pipeline);
         for event in taken.drain(..) {
             pipeline.push(event, &mut send);
         }
         pipeline.flush(&mut send);
-        let failed = pipeline.local().failed_events() - failed;
-        if failed > 0 {
-            rank.gauges.inconsistent(failed);
-            if !std::mem::replace(warned, true) {
-                tracing::warn!(
-                    worker_id = self.worker_id,
-                    "the engine's KV events do not fit together: a parent or a removed block was never stored; further \
+        let after = counts(pipeline);
+        rank.gauges.published(after.0 - before.0, after.1 - before.1, after.2 - before.2);
+        if after.0 > before.0 && !std::mem::replace(warned, true) {
+            tracing::warn!(
+                worker_id = self.worker_id,
+                "the engine's KV events do not fit together: a parent or a removed block was never stored; further \
                      ones are only counted"
-                );
-            }
+            );
         }
     }
 

@@ -15,6 +15,8 @@ pub struct LoadGauges {
     waiting: IntGaugeVec,
     running: IntGaugeVec,
     inconsistent: IntCounterVec,
+    other_tiers: IntCounterVec,
+    doubled: IntCounterVec,
 }
 
 /// One rank's series, looked up once: a load comes with every step that changed it.
@@ -26,6 +28,8 @@ pub struct RankGauges {
     waiting: IntGauge,
     running: IntGauge,
     inconsistent: IntCounter,
+    other_tiers: IntCounter,
+    doubled: IntCounter,
 }
 
 impl LoadGauges {
@@ -33,6 +37,9 @@ impl LoadGauges {
     pub fn new(metrics: &Metrics) -> Result<Self, MetricsError> {
         let gauge =
             |name: &str, help: &str| metrics.gauge_vec(&format!("dynamo_component_{name}"), help, &LABELS);
+        let publisher = |name: &str, help: &str| {
+            metrics.counter_vec(&format!("dynamo_component_kv_publisher_{name}"), help, &LABELS)
+        };
         Ok(Self {
             active_blocks: gauge("active_blocks", "KV blocks that running requests hold")?,
             used_blocks: gauge("used_blocks", "KV blocks in use, cached ones included")?,
@@ -40,10 +47,17 @@ impl LoadGauges {
             prefill_tokens: gauge("active_prefill_tokens", "Prompt tokens still to be computed")?,
             waiting: gauge("waiting_requests", "Requests that wait to be admitted")?,
             running: gauge("running_requests", "Requests that are being computed")?,
-            inconsistent: metrics.counter_vec(
-                "dynamo_component_kv_publisher_inconsistent_events_total",
+            inconsistent: publisher(
+                "inconsistent_events_total",
                 "KV events of the engine that do not fit those before them",
-                &LABELS,
+            )?,
+            other_tiers: publisher(
+                "other_tier_events_total",
+                "KV events of other tiers than the device, which are not published",
+            )?,
+            doubled: publisher(
+                "doubled_blocks_total",
+                "Removals not published, because the engine has another copy of the block",
             )?,
         })
     }
@@ -52,6 +66,7 @@ impl LoadGauges {
     pub fn of_rank(&self, worker_id: u64, dp_rank: DpRank) -> RankGauges {
         let (worker, rank) = (format!("{worker_id:x}"), dp_rank.to_string());
         let of = |family: &IntGaugeVec| family.with_label_values(&[&worker, &rank]);
+        let counter = |family: &IntCounterVec| family.with_label_values(&[&worker, &rank]);
         RankGauges {
             active_blocks: of(&self.active_blocks),
             used_blocks: of(&self.used_blocks),
@@ -59,15 +74,20 @@ impl LoadGauges {
             prefill_tokens: of(&self.prefill_tokens),
             waiting: of(&self.waiting),
             running: of(&self.running),
-            inconsistent: self.inconsistent.with_label_values(&[&worker, &rank]),
+            inconsistent: counter(&self.inconsistent),
+            other_tiers: counter(&self.other_tiers),
+            doubled: counter(&self.doubled),
         }
     }
 }
 
 impl RankGauges {
-    /// So many events of the engine did not fit those before them.
-    pub fn inconsistent(&self, events: u64) {
-        self.inconsistent.inc_by(events);
+    /// What became of the engine's events: of so many that did not fit those before them, that were of other tiers than
+    /// the device, and of removed blocks of which a copy is left.
+    pub fn published(&self, inconsistent: u64, other_tiers: u64, doubled: u64) {
+        self.inconsistent.inc_by(inconsistent);
+        self.other_tiers.inc_by(other_tiers);
+        self.doubled.inc_by(doubled);
     }
 
     /// Shows the rank's load; what the engine does not know stays as it was.

@@ -5,9 +5,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use dynamo_cli::{
     CountingAllocator, FrontendArgs, GlobalRouterArgs, IndexerArgs, RouterCommandArgs, ServeArgs, WorkerArgs,
-    run_bench, run_frontend, run_global_router, run_indexer, run_router, run_serve, run_worker,
+    run_bench, run_frontend, run_global_router, run_indexer, run_router, run_serve, run_simulate, run_trace,
+    run_worker,
 };
-use dynamo_trace::BenchArgs;
+use dynamo_simulate::SimulateArgs;
+use dynamo_trace::{BenchArgs, TraceArgs};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -41,6 +43,11 @@ enum What {
     Indexer(Box<IndexerArgs>),
     /// Load an OpenAI-compatible server, and say what it can do
     Bench(Box<BenchArgs>),
+    /// Check, describe, make and convert traces of requests
+    #[command(visible_alias = "datagen")]
+    Trace(Box<TraceArgs>),
+    /// Run a trace through a router and simulated workers, faster than real time
+    Simulate(Box<SimulateArgs>),
 }
 
 fn main() -> ExitCode {
@@ -52,5 +59,7 @@ fn main() -> ExitCode {
         What::GlobalRouter(args) => run_global_router(*args),
         What::Indexer(args) => run_indexer(*args),
         What::Bench(args) => run_bench(*args),
+        What::Trace(args) => run_trace(*args),
+        What::Simulate(args) => run_simulate(*args),
     }
 }

@@ -7,5 +7,6 @@ mod client;
 mod errors;
 mod lifecycle;
 mod load;
+mod routing;
 mod server;
 mod system;

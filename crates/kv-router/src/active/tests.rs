@@ -23,8 +23,7 @@ fn request<'a>(slot: Slot, prompt_blocks: &'a [SequenceHash]) -> NewRequest<'a> 
         slot,
         prompt_blocks,
         private_blocks: 0,
-        isl_tokens: prompt_blocks.len() * 4 + 2,
-        overlap_blocks: 0,
+        prefill_tokens: prompt_blocks.len() as u64 * 4 + 2,
         expected_output_tokens: None,
     }
 }
@@ -42,7 +41,7 @@ fn common_blocks_count_once_a_slot_and_prefill_until_the_first_token() {
     let (mut tracker, now) = (tracker(), Instant::now());
     let blocks = hashes(0..10);
     let first =
-        tracker.add_request(&NewRequest { overlap_blocks: 3, ..request(slot(0), &blocks) }, now).unwrap();
+        tracker.add_request(&NewRequest { prefill_tokens: 30, ..request(slot(0), &blocks) }, now).unwrap();
     let second = tracker.add_request(&request(slot(0), &blocks[..6]), now).unwrap();
     let other = tracker.add_request(&request(slot(1), &blocks[..2]), now).unwrap();
     let expected = SlotLoad { prefill_tokens: 30 + 26, decode_blocks: 10.0, requests: 2 };
@@ -86,7 +85,12 @@ fn answer_blocks_weigh_less_as_the_expected_end_comes_near() {
         tracker.add_output_block(expecting, now);
         seen.push((tracker.load(slot(0)).decode_blocks, tracker.load(slot(1)).decode_blocks));
     }
-    assert_eq!(seen, [(3.0, 2.75), (4.0, 3.0), (5.0, 2.75), (6.0, 2.0), (7.0, 2.0)]);
+    // Two blocks of prompt and n of answer, at 3/4, 1/2, 1/4 and 0.
+    assert_eq!(seen, [(3.0, 2.25), (4.0, 2.0), (5.0, 1.25), (6.0, 0.0), (7.0, 0.0)]);
+    let sharing = tracker.add_request(&request(slot(1), &blocks[..1]), now).unwrap();
+    tracker.add_output_block(expecting, now);
+    assert_eq!(tracker.load(slot(1)).decode_blocks, 1.0, "what another request needs as well counts in full");
+    tracker.free(sharing);
     tracker.free(plain);
     tracker.free(expecting);
     assert_zero(&tracker);
@@ -150,12 +154,13 @@ proptest! {
         steps in prop::collection::vec((0..5u8, 0..4u32, 0..6u64, any::<prop::sample::Index>()), 1..120),
     ) {
         let (mut tracker, start) = (tracker(), Instant::now());
-        let mut ids = Vec::new();
+        let mut ids: Vec<ReservationId> = Vec::new();
         for (at, (kind, index, len, which)) in steps.into_iter().enumerate() {
             let now = start + Duration::from_secs(at as u64 * 10);
             if kind == 0 || ids.is_empty() {
                 let blocks = hashes(0..len);
-                let new = NewRequest { private_blocks: index, ..request(slot(index), &blocks) };
+                let expected_output_tokens = (len > 3).then_some(9);
+                let new = NewRequest { private_blocks: index, expected_output_tokens, ..request(slot(index), &blocks) };
                 ids.extend(tracker.add_request(&new, now));
                 continue;
             }

@@ -187,9 +187,7 @@ fn read_tokens(reader: &mut Reader<'_>, out: &mut Vec<TokenId>) -> Result<bool, 
     out.reserve(count + 1);
     let pairs = reader.is_at_array() && count > 0;
     if !pairs {
-        for _ in 0..count {
-            out.push(reader.u32()?);
-        }
+        reader.u32s(count, out)?;
         return Ok(false);
     }
     let mut second = 0;

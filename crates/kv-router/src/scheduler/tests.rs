@@ -4,7 +4,7 @@ use dynamo_engine_api::{ExternalBlockHash, KvCacheEventData, StoredBlock};
 use dynamo_tokens::{HashSeed, TokenSequence};
 
 use super::*;
-use crate::KvIndex;
+use crate::{KvIndex, SlotLoad};
 
 const FOUR: BlockSize = BlockSize::new(4).unwrap();
 
@@ -161,4 +161,66 @@ fn potential_loads_and_expiry_are_seen_from_outside() {
     assert_eq!((elsewhere.potential_prefill_tokens, elsewhere.potential_decode_blocks), (64, 16.0));
     assert_eq!(router.scheduler.expire(router.now + Duration::from_secs(301)), 1);
     router.assert_idle();
+}
+
+#[test]
+fn a_rank_over_a_busy_threshold_takes_nothing_until_it_is_under_it() {
+    let mut router = Router::new(KvRouterConfig::REFERENCE, 2);
+    let busy = BusyThresholds { active_prefill_tokens: Some(60), ..BusyThresholds::NONE };
+    router.scheduler.set_busy_thresholds(busy).unwrap();
+    let first = router.route(0..64);
+    let second = router.route(0..64);
+    assert_ne!(first.selection.worker, second.selection.worker);
+    let request = ScheduleRequest::default();
+    let none = router.scheduler.choose_and_reserve(&request, &router.matches, router.now);
+    assert_eq!(none, Err(SelectError::AllEligibleWorkersOverloaded.into()));
+    assert_eq!(router.scheduler.eligible(&request.select).count(), 0);
+    router.scheduler.mark_prefill_completed(first.id, router.now);
+    assert_eq!(router.route(100..164).selection.worker, first.selection.worker);
+    assert!(
+        router
+            .scheduler
+            .set_busy_thresholds(BusyThresholds { active_decode_blocks: Some(2.0), ..busy })
+            .is_err()
+    );
+    assert_eq!(router.scheduler.busy_thresholds(), busy);
+}
+
+#[test]
+fn requests_wait_while_all_that_may_serve_them_are_beyond_the_queue_threshold() {
+    let queue = crate::QueueConfig { threshold: Some(0.5), ..crate::QueueConfig::OFF };
+    let mut router = Router::new(KvRouterConfig { queue, ..KvRouterConfig::REFERENCE }, 2);
+    let limits = crate::RankLimits { max_num_batched_tokens: Some(100), ..crate::RankLimits::default() };
+    for worker_id in [0, 1] {
+        router.scheduler.set_profile(worker_id, WorkerProfile { limits, ..WorkerProfile::default() });
+    }
+    let anyone = SelectRequest::default();
+    let first = router.route(0..64);
+    assert!(!router.scheduler.must_wait(&anyone));
+    let pinned = SelectRequest { pinned_worker: Some(first.selection.worker.worker_id), ..anyone };
+    assert!(router.scheduler.must_wait(&pinned), "its worker has 64 of 50 tokens outstanding");
+    router.route(200..264);
+    assert!(router.scheduler.must_wait(&anyone));
+    assert!(!router.scheduler.must_wait(&SelectRequest { excluded: &[0, 1], ..anyone }), "for whom?");
+    router.scheduler.mark_prefill_completed(first.id, router.now);
+    assert!(!router.scheduler.must_wait(&anyone) && !router.scheduler.must_wait(&pinned));
+}
+
+#[test]
+fn requests_may_set_for_themselves_what_counts() {
+    let mut router = Router::new(KvRouterConfig::REFERENCE, 1);
+    let prompt = TokenSequence::new((0..64).collect(), FOUR, HashSeed::PLAIN);
+    let overrides = crate::RouterOverrides {
+        assume_kv_reuse: Some(false),
+        track_prefill_tokens: Some(false),
+        ..crate::RouterOverrides::default()
+    };
+    let select = SelectRequest { isl_tokens: 64, overrides, ..SelectRequest::default() };
+    let request =
+        ScheduleRequest { prompt_blocks: prompt.sequence_hashes(), expected_output_tokens: None, select };
+    for _ in 0..2 {
+        router.scheduler.choose_and_reserve(&request, &router.matches, router.now).unwrap();
+    }
+    let load = router.scheduler.worker_loads().next().unwrap().1;
+    assert_eq!(load, SlotLoad { prefill_tokens: 0, decode_blocks: 32.0, requests: 2 });
 }

@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use dynamo_tokens::SequenceHash;
+use dynamo_tokens::{BlockSize, SequenceHash};
 use rand::{SeedableRng, rngs::SmallRng};
 
 use super::*;
@@ -8,9 +8,16 @@ use crate::{ActiveSequences, Match, NewRequest};
 
 const CONFIG: SelectConfig = SelectConfig {
     block_size: BlockSize::new(16).unwrap(),
-    overlap_score_weight: 1.0,
+    prefill_load_scale: 1.0,
+    overlap_score_credit: 1.0,
+    overlap_score_credit_decay: 0.0,
+    host_cache_hit_weight: 0.75,
+    disk_cache_hit_weight: 0.25,
+    decode_active_request_weight: 0.0,
     temperature: 0.0,
     track_active_blocks: true,
+    track_prefill_tokens: true,
+    balance: Some(Balance { factor: 2.0 }),
 };
 
 /// Three workers with one rank each, ids 10 to 12.
@@ -30,6 +37,7 @@ impl Bench {
                 worker: WorkerRank { worker_id: 10 + u64::from(index), dp_rank: 0 },
                 draining: false,
                 overloaded: false,
+                profile: Arc::default(),
             })
             .collect();
         Self {
@@ -39,6 +47,18 @@ impl Bench {
             scratch: SelectScratch::default(),
             rng: SmallRng::seed_from_u64(7),
         }
+    }
+
+    /// A request that runs.
+    fn run(&mut self, index: u32, prefill_tokens: usize, blocks: u32) {
+        let running = NewRequest {
+            slot: Slot::new(index, 0),
+            prompt_blocks: &[],
+            private_blocks: blocks,
+            prefill_tokens: prefill_tokens as u64,
+            expected_output_tokens: None,
+        };
+        self.active.add_request(&running, Instant::now()).unwrap();
     }
 
     fn select(
@@ -78,8 +98,7 @@ fn the_cost_is_the_references() {
         slot: Slot::new(0, 0),
         prompt_blocks: &elsewhere,
         private_blocks: 0,
-        isl_tokens: 90,
-        overlap_blocks: 2,
+        prefill_tokens: 58,
         expected_output_tokens: None,
     };
     bench.active.add_request(&running, Instant::now()).unwrap();
@@ -91,10 +110,111 @@ fn the_cost_is_the_references() {
     let chosen = bench.select(&request(169), &CONFIG).unwrap();
     assert_eq!((chosen.worker.worker_id, chosen.overlap_blocks, chosen.best_overlap_blocks), (11, 3, 7));
     assert_eq!(chosen.cost, 121.0 / 16.0 + 10.0);
-    let double = SelectRequest { overlap_score_weight: Some(2.0), ..pinned };
+    let overrides = RouterOverrides { overlap_score_weight: Some(2.0), ..RouterOverrides::default() };
+    let double = SelectRequest { overrides, ..pinned };
     assert_eq!(bench.select(&double, &CONFIG).unwrap().cost, 115.0 / 8.0 + 15.0);
     let untracked = SelectConfig { track_active_blocks: false, ..CONFIG };
     assert_eq!(bench.select(&pinned, &untracked).unwrap().cost, 115.0 / 16.0 + 7.0);
+}
+
+#[test]
+fn every_further_term_counts_as_it_says() {
+    let mut bench = Bench::new();
+    bench.run(0, 64, 4);
+    bench.run(1, 32, 2);
+    bench.matches.push(hit(0, 4));
+    let pinned = SelectRequest { pinned_worker: Some(10), ..request(160) };
+    let cost = |bench: &mut Bench, request: &SelectRequest<'_>, config: &SelectConfig| {
+        bench.select(request, config).unwrap().cost
+    };
+    // 64 tokens active, 160 new, 4 blocks cached, 4 blocks active and 10 more.
+    assert_eq!(cost(&mut bench, &pinned, &CONFIG), 10.0 + 14.0);
+    let half = SelectConfig { overlap_score_credit: 0.5, ..CONFIG };
+    assert_eq!(cost(&mut bench, &pinned, &half), 12.0 + 14.0);
+    let requests = SelectConfig { decode_active_request_weight: 3.0, ..CONFIG };
+    assert_eq!(cost(&mut bench, &pinned, &requests), 27.0);
+    let scaled = SelectConfig { prefill_load_scale: 0.25, ..CONFIG };
+    assert_eq!(cost(&mut bench, &pinned, &scaled), 2.5 + 14.0);
+    let decode_only = SelectConfig { track_prefill_tokens: false, ..CONFIG };
+    assert_eq!(cost(&mut bench, &pinned, &decode_only), 14.0 - 4.0);
+    let without_credit = SelectConfig { overlap_score_credit: 0.0, ..decode_only };
+    assert_eq!(cost(&mut bench, &pinned, &without_credit), 14.0);
+    // The least outstanding is 0, so 10 is four blocks of ten behind: a credit of 1 / (1 + 5 · 4 / 10).
+    let fading = SelectConfig { overlap_score_credit_decay: 5.0, temperature: 1e9, balance: None, ..CONFIG };
+    let found = std::iter::repeat_with(|| bench.select(&request(160), &fading).unwrap());
+    let tenth = found.take(200).find(|found| found.worker.worker_id == 10).unwrap();
+    assert!((tenth.cost - (14.0 - 4.0 / 3.0 + 14.0)).abs() < 1e-9, "{}", tenth.cost);
+}
+
+#[test]
+fn preferred_taints_make_cheaper_and_required_ones_filter() {
+    let mut bench = Bench::new();
+    let profile =
+        |taint: &str| Arc::new(WorkerProfile { taints: vec![taint.into()], ..WorkerProfile::default() });
+    bench.candidates[1].profile = profile("zone=a");
+    bench.candidates[2].profile = profile("zone=b");
+    let preferred = [("zone=b".to_owned(), 1.0), ("zone=c".to_owned(), 9.0)];
+    let prefers = SelectRequest { preferred_taints: &preferred, ..request(160) };
+    let chosen = bench.select(&prefers, &CONFIG).unwrap();
+    assert_eq!((chosen.worker.worker_id, chosen.cost), (12, 20.0 * (-1f64.tanh()).exp()));
+    let required = ["zone=a".to_owned()];
+    let requires = SelectRequest { required_taints: &required, ..prefers };
+    assert_eq!(bench.select(&requires, &CONFIG).unwrap().worker.worker_id, 11);
+    let pinned = SelectRequest { pinned_worker: Some(12), ..requires };
+    assert_eq!(bench.select(&pinned, &CONFIG), Err(SelectError::PinnedWorkerNotAllowed(12)));
+}
+
+#[test]
+fn an_adapter_is_served_where_it_is() {
+    let mut bench = Bench::new();
+    for (candidate, adapters) in
+        bench.candidates.iter_mut().zip([vec![], vec!["a".to_owned()], vec!["b".to_owned()]])
+    {
+        candidate.profile = Arc::new(WorkerProfile { adapters: Some(adapters), ..WorkerProfile::default() });
+    }
+    let with = |adapter| SelectRequest { adapter: Some(adapter), ..request(64) };
+    assert_eq!(bench.select(&with("b"), &CONFIG).unwrap().worker.worker_id, 12);
+    assert_eq!(bench.select(&with("c"), &CONFIG), Err(SelectError::AllEligibleWorkersFiltered));
+    bench.candidates[0].profile = Arc::default();
+    assert_eq!(
+        bench.select(&with("c"), &CONFIG).unwrap().worker.worker_id,
+        10,
+        "it says nothing of adapters"
+    );
+}
+
+#[test]
+fn a_cache_does_not_draw_requests_to_a_rank_that_is_far_ahead() {
+    let mut bench = Bench::new();
+    bench.matches.push(hit(0, 1250));
+    // A prompt of 20,000 tokens that worker 10 has, and a price of prefill at which only blocks count.
+    let free = SelectConfig { prefill_load_scale: 0.0, decode_active_request_weight: -1.0, ..CONFIG };
+    let bench_with = |tokens: usize, bench: &mut Bench| {
+        bench.run(0, tokens, 0);
+        let selection = bench.select(&request(20_000), &free).unwrap();
+        (selection.worker.worker_id, selection.balanced)
+    };
+    assert_eq!(bench_with(39_000, &mut bench), (10, false), "within twice the prompt");
+    let unbound = SelectConfig { balance: None, ..free };
+    let (worker, balanced) = bench_with(2_000, &mut bench);
+    assert!(worker != 10 && balanced, "beyond it");
+    assert_eq!(bench.select(&request(20_000), &unbound).unwrap().worker.worker_id, 10);
+    let pinned = SelectRequest { pinned_worker: Some(10), ..request(20_000) };
+    assert_eq!(bench.select(&pinned, &free).unwrap().worker.worker_id, 10, "there is no other");
+}
+
+#[test]
+fn no_rank_runs_all_requests_while_others_have_none() {
+    let mut bench = Bench::new();
+    bench.matches.push(hit(0, 4));
+    let free = SelectConfig { decode_active_request_weight: -1.0, ..CONFIG };
+    let mut counts = [0; 3];
+    for _ in 0..300 {
+        let chosen = bench.select(&request(64), &free).unwrap().slot.index();
+        counts[chosen] += 1;
+        bench.run(chosen as u32, 0, 0);
+    }
+    assert!(counts.iter().all(|&count| count > 30), "{counts:?}");
 }
 
 #[test]
@@ -122,7 +242,8 @@ fn temperature_follows_the_formula() {
         assert!((count as f64 - 3000.0 * weight / total).abs() < 120.0, "{counts:?}");
     }
     bench.matches.clear();
-    let even = bench.chosen(&SelectRequest { temperature: Some(0.01), ..request(64) }, &CONFIG);
+    let overrides = RouterOverrides { temperature: Some(0.01), ..RouterOverrides::default() };
+    let even = bench.chosen(&SelectRequest { overrides, ..request(64) }, &CONFIG);
     assert!(even.iter().all(|count| count.abs_diff(1000) < 150), "{even:?}");
 }
 

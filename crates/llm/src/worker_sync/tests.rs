@@ -1,12 +1,11 @@
-use dynamo_kv_router::KvRouterConfig;
 use dynamo_tokens::BlockSize;
 
 use super::*;
 use crate::{RouterConfig, RouterMode};
 
 fn sync() -> WorkerSync {
-    let config = RouterConfig { mode: RouterMode::Kv, kv: KvRouterConfig::REFERENCE };
-    let router = Arc::new(Router::new(config, BlockSize::new(4).unwrap()).unwrap());
+    let router =
+        crate::router::router_for_tests(RouterConfig::of(RouterMode::Kv), BlockSize::new(4).unwrap());
     WorkerSync::new(router, None, Arc::default())
 }
 

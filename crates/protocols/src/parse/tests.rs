@@ -91,6 +91,25 @@ fn unknown_nvext_keys_list_the_accepted_ones() {
 }
 
 #[test]
+fn hints_of_an_agents_give_a_place_in_the_queue() {
+    for (hints, jump) in [
+        (json!({"priority": 3, "latency_sensitivity": 9.5}), 3.0),
+        (json!({"latency_sensitivity": 9.5, "strict_priority": 2}), 9.5),
+        (json!({"priority": -3}), 0.0),
+        (json!({}), 0.0),
+    ] {
+        let parsed = parse(&with("nvext", json!({"agent_hints": hints}))).unwrap();
+        assert_eq!(parsed.nvext.unwrap().agent_hints.unwrap().priority_jump(), jump, "{hints}");
+    }
+    for (annotation, asks) in
+        [("query_instance_id:", true), ("query_instance_id:x", true), ("query_instance_id", false)]
+    {
+        let parsed = parse(&with("nvext", json!({"annotations": [annotation]}))).unwrap();
+        assert_eq!(parsed.nvext.unwrap().asks_for_instance(), asks, "{annotation}");
+    }
+}
+
+#[test]
 fn every_listed_nvext_key_is_known() {
     for key in NVEXT_KEYS {
         let parsed = parse(&with("nvext", json!({key: null})));
@@ -158,7 +177,7 @@ fn what_is_not_served_is_said_not_dropped() {
         ),
         ("nvext", json!({"use_raw_prompt": true})),
         ("nvext", json!({"extra_fields": ["engine_data"]})),
-        ("nvext", json!({"annotations": ["query_instance_id:"]})),
+        ("nvext", json!({"annotations": ["formatted_prompt"]})),
     ] {
         let error = parse(&with(field, value.clone())).unwrap_err();
         assert_eq!(error.status(), 501, "{field}={value}: {error}");

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Instant};
 
 use dynamo_engine_api::PreprocessedRequest;
 use dynamo_llm::EndpointRouter;
-use dynamo_runtime::request_plane::{Handler, IncomingRequest, Responder, StreamError};
+use dynamo_runtime::{
+    TaskScope,
+    request_plane::{Handler, IncomingRequest, Responder, StreamError},
+};
 use serde::Serialize;
 
 use super::{
@@ -40,19 +43,41 @@ impl Handler for BestWorkerIdHandler {
 pub(super) struct BestWorkerHandler {
     pub(super) router: EndpointRouter,
     pub(super) bookings: Arc<Bookings>,
+    pub(super) scope: TaskScope,
 }
 
 impl Handler for BestWorkerHandler {
     fn handle(&self, request: IncomingRequest, responder: Responder) {
         let form = Form::of(&request.payload);
-        let asked = form.read(&request.payload).map_err(invalid);
-        let done = asked.and_then(|asked| self.serve(asked, &request.id));
-        answer(form, done, responder);
+        let asked = match form.read(&request.payload) {
+            Ok(asked) => asked,
+            Err(message) => return responder.fail(invalid(message)),
+        };
+        let desk = Desk { router: self.router.clone(), bookings: self.bookings.clone() };
+        let scope = self.scope.clone();
+        // A new request waits for its turn where requests queue.
+        self.scope.spawn("best-worker", async move {
+            tokio::select! {
+                done = desk.serve(asked, &request.id, request.deadline) => answer(form, done, responder),
+                () = scope.cancelled() => {}
+            }
+        });
     }
 }
 
-impl BestWorkerHandler {
-    fn serve(&self, asked: RouterRequest, stream_id: &str) -> Result<RouterAnswer, StreamError> {
+/// Where one question is answered.
+struct Desk {
+    router: EndpointRouter,
+    bookings: Arc<Bookings>,
+}
+
+impl Desk {
+    async fn serve(
+        &self,
+        asked: RouterRequest,
+        stream_id: &str,
+        deadline: Option<Instant>,
+    ) -> Result<RouterAnswer, StreamError> {
         let now = Instant::now();
         Ok(match asked {
             RouterRequest::New { tokens, request_id, lora_name, cache_salt, expected_output_tokens } => {
@@ -62,8 +87,8 @@ impl BestWorkerHandler {
                     BookingRefused::Id => invalid(refused.to_string()),
                 })?;
                 let request = prompt(tokens, lora_name, cache_salt, expected_output_tokens);
-                let (worker, overlap_blocks, booking) = self.router.book(&request)?;
-                self.bookings.keep(id, booking, now);
+                let (worker, overlap_blocks, booking) = self.router.book(&request, deadline).await?;
+                self.bookings.keep(id, booking, Instant::now());
                 RouterAnswer::New { worker_id: worker.worker_id, dp_rank: worker.dp_rank, overlap_blocks }
             }
             RouterRequest::PotentialLoads { tokens } => {
@@ -77,8 +102,12 @@ impl BestWorkerHandler {
                 };
                 let mut loads: Vec<LoadEntry> = loads.into_iter().map(entry).collect();
                 loads.sort_by_key(|load| (load.worker_id, load.dp_rank));
-                // Nothing waits in this router: a request is sent on, or refused, at once.
-                RouterAnswer::PotentialLoads { loads, pending_count: 0, pending_isl_tokens: 0 }
+                let waiting = self.router.queue_depth();
+                RouterAnswer::PotentialLoads {
+                    loads,
+                    pending_count: waiting.requests as u64,
+                    pending_isl_tokens: waiting.isl_tokens as u64,
+                }
             }
             RouterRequest::MarkPrefill { request_id } => {
                 let id = request_id.as_deref().unwrap_or(stream_id);

@@ -1,18 +1,18 @@
 //! `generate`: a request goes to the worker that the router chooses, and the answer comes back as it is.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use dynamo_engine_api::{PreprocessedRequest, decode_request};
-use dynamo_llm::{EndpointRouter, RoutedStream};
+use dynamo_llm::EndpointRouter;
 use dynamo_runtime::{
     TaskScope,
-    request_plane::{Handler, IncomingRequest, Responder, ResponseStream, StreamError},
+    request_plane::{Handler, IncomingRequest, Responder, StreamError},
 };
 
-use super::metrics::{AnswerMetrics, RouterMetrics};
+use super::metrics::ServiceMetrics;
 use crate::{
     own_hints::forget_own,
-    relay::{Ended, Upstream, relay},
+    relay::{Ended, relay},
 };
 
 /// The application code of a request that makes no sense.
@@ -23,37 +23,14 @@ const INLINE_REQUEST: usize = 64 << 10;
 /// Serves `generate`.
 pub(super) struct GenerateHandler {
     pub(super) router: EndpointRouter,
-    pub(super) metrics: RouterMetrics,
+    pub(super) metrics: ServiceMetrics,
     /// This router's own id, which who sends a request here may have put into its hints.
     pub(super) worker_id: u64,
     pub(super) scope: TaskScope,
 }
 
-/// An answer that is counted.
-struct Counted {
-    stream: RoutedStream,
-    metrics: AnswerMetrics,
-}
-
-impl Upstream for Counted {
-    fn stream(&mut self) -> &mut ResponseStream {
-        &mut self.stream.stream
-    }
-
-    fn on_items(&mut self, items: usize) {
-        let now = Instant::now();
-        self.stream.on_items(items, now);
-        self.metrics.on_items(items, now);
-    }
-
-    fn on_failure(&mut self, error: &StreamError) {
-        self.stream.on_failure(error);
-    }
-}
-
 impl Handler for GenerateHandler {
     fn handle(&self, request: IncomingRequest, responder: Responder) {
-        self.metrics.started.inc();
         if !self.router.has_workers() {
             // Refused before it is accepted, so that it may go to another router.
             self.metrics.failed.inc();
@@ -63,7 +40,7 @@ impl Handler for GenerateHandler {
         let (router, metrics, scope) = (self.router.clone(), self.metrics.clone(), self.scope.clone());
         let own_id = self.worker_id;
         self.scope.spawn("generate", async move {
-            if serve(&router, &metrics, &scope, own_id, request, responder).await != Ended::Finished {
+            if serve(&router, &scope, own_id, request, responder).await != Ended::Finished {
                 metrics.failed.inc();
             }
         });
@@ -72,13 +49,11 @@ impl Handler for GenerateHandler {
 
 async fn serve(
     router: &EndpointRouter,
-    metrics: &RouterMetrics,
     scope: &TaskScope,
     own_id: u64,
     request: IncomingRequest,
     responder: Responder,
 ) -> Ended {
-    let began = Instant::now();
     let fail = |responder: Responder, error: StreamError| {
         responder.fail(error.clone());
         Ended::Failed(error)
@@ -100,8 +75,6 @@ async fn serve(
         }
     };
     forget_own(&mut request, own_id);
-    let tokens = request.token_ids.len();
-    let answer = AnswerMetrics::begin(metrics, began, tokens);
     let cancelled = Arc::new(tokio::sync::Notify::new());
     let hook = cancelled.clone();
     responder.on_cancel(move |_| hook.notify_one());
@@ -112,11 +85,7 @@ async fn serve(
         () = scope.cancelled() => Err(StreamError::Unavailable("the router is shutting down".to_owned())),
     };
     match forwarded {
-        Ok(stream) => {
-            let overlap = stream.overlap_blocks() as usize * router.block_size().unwrap_or(0) as usize;
-            answer.routed(overlap.min(tokens), tokens);
-            relay(&mut Counted { stream, metrics: answer }, responder, scope).await
-        }
+        Ok(mut stream) => relay(&mut stream, responder, scope).await,
         Err(error) => fail(responder, error),
     }
 }

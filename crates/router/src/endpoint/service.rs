@@ -15,7 +15,7 @@ use super::{
     advice::{BestWorkerHandler, BestWorkerIdHandler},
     bookings::Bookings,
     generate::GenerateHandler,
-    metrics::RouterMetrics,
+    metrics::ServiceMetrics,
 };
 
 /// The component under which a router serves, in the namespace of its workers.
@@ -52,7 +52,7 @@ pub struct RouterService {
     runtime: DistributedRuntime,
     router: EndpointRouter,
     endpoint: EndpointId,
-    metrics: RouterMetrics,
+    metrics: ServiceMetrics,
     bookings: Arc<Bookings>,
     scope: TaskScope,
 }
@@ -67,10 +67,10 @@ impl RouterService {
         let expiry = config.router.router.kv.active_request_expiry;
         let target = &config.router.endpoint;
         let endpoint = EndpointId::new(target.namespace.clone(), ROUTER_COMPONENT, "generate");
-        let router = EndpointRouter::start(runtime, config.router, scope.clone());
+        let router = EndpointRouter::start(runtime, config.router, scope.clone())?;
         let bookings = Arc::new(Bookings::new(expiry));
         let counted = bookings.clone();
-        let metrics = RouterMetrics::new(runtime.metrics(), &endpoint, &router, move || counted.len())?;
+        let metrics = ServiceMetrics::new(runtime.metrics(), &router, move || counted.len())?;
         scope.spawn("bookings", expire(bookings.clone(), scope.clone()));
         Ok(Self { runtime: runtime.clone(), router, endpoint, metrics, bookings, scope })
     }
@@ -111,7 +111,7 @@ impl RouterService {
             scope: scope.clone(),
         });
         let best_id = Arc::new(BestWorkerIdHandler { router: router.clone() });
-        let best = Arc::new(BestWorkerHandler { router: router.clone(), bookings: self.bookings.clone() });
+        let best = Arc::new(BestWorkerHandler { router: router.clone(), bookings: self.bookings.clone(), scope: scope.clone() });
         let best_id = self.runtime.serve_endpoint(beside("best_worker_id"), best_id).await?;
         let best = self.runtime.serve_endpoint(beside("best_worker"), best).await?;
         let generate = self.runtime.serve_endpoint(self.endpoint.clone(), generate).await?;

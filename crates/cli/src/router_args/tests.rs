@@ -1,0 +1,73 @@
+use clap::Parser;
+use dynamo_runtime::config::Env;
+
+use super::*;
+
+#[derive(Parser)]
+struct Command {
+    #[command(flatten)]
+    router: RouterArgs,
+}
+
+fn resolve(args: &[&str], env: &[(&'static str, &str)]) -> anyhow::Result<RouterConfig> {
+    let args = Command::try_parse_from(["test"].iter().chain(args))?;
+    let env = Env::default().with(env.iter().copied());
+    args.router.resolve(&mut Layers::new(&env, None), RouterMode::RoundRobin)
+}
+
+#[test]
+fn nothing_given_is_the_reference() {
+    assert_eq!(resolve(&[], &[]).unwrap().kv, KvRouterConfig::REFERENCE);
+}
+
+#[test]
+fn the_older_weight_is_what_the_newer_settings_start_from() {
+    let weight = [("DYN_ROUTER_KV_OVERLAP_SCORE_WEIGHT", "0")];
+    let kv = resolve(&[], &weight).unwrap().kv;
+    assert_eq!((kv.prefill_load_scale, kv.overlap_score_credit), (0.0, 0.0));
+    let kv = resolve(&["--router-prefill-load-scale", "2"], &weight).unwrap().kv;
+    assert_eq!((kv.prefill_load_scale, kv.overlap_score_credit), (2.0, 0.0));
+}
+
+#[test]
+fn flags_go_over_variables_and_reach_the_router() {
+    let env = [
+        ("DYN_ROUTER_QUEUE_THRESHOLD", "4"),
+        ("DYN_ROUTER_QUEUE_POLICY", "wspt"),
+        ("DYN_ROUTER_REPLICA_SYNC", "true"),
+        ("DYN_ROUTER_ACTIVE_REQUEST_EXPIRY_SECS", "60"),
+        ("DYN_ROUTER_TRACK_PREFILL_TOKENS", "true"),
+    ];
+    let args = [
+        "--router-queue-policy=lcfs",
+        "--active-decode-blocks-threshold=0.9",
+        "--router-session-affinity-ttl-secs=5",
+        "--router-session-affinity-mode=soft",
+        "--router-max-imbalance=0",
+    ];
+    let config = resolve(&args, &env).unwrap();
+    let kv = config.kv;
+    assert_eq!((kv.queue.threshold, kv.queue.policy), (Some(4.0), QueuePolicy::Lcfs));
+    assert_eq!((kv.busy.active_decode_blocks, kv.max_imbalance), (Some(0.9), None));
+    assert_eq!(kv.active_request_expiry, Duration::from_secs(60));
+    assert!(config.replica_sync);
+    let affinity = AffinityConfig { ttl: Duration::from_secs(5), mode: AffinityMode::Soft };
+    assert_eq!(config.affinity, Some(affinity));
+}
+
+#[test]
+fn what_cannot_be_used_is_named() {
+    for (args, words) in [
+        (&["--router-queue-policy=sjf"][..], "fcfs"),
+        (&["--active-decode-blocks-threshold=2"], "active_decode_blocks_threshold"),
+        (&["--router-max-imbalance=0.5"], "max_imbalance"),
+        (&["--router-session-affinity-ttl-secs=0.5"], "at least 1"),
+        (&["--router-session-affinity-mode=firm"], "hard or soft"),
+        (&["--router-queue-threshold=1", "--no-router-track-prefill-tokens"], "track_prefill_tokens"),
+    ] {
+        let error = format!("{:#}", resolve(args, &[]).unwrap_err());
+        assert!(error.contains(words), "{error}");
+    }
+    let odd = resolve(&[], &[("DYN_ROUTER_ACTIVE_REQUEST_EXPIRY_SECS", "0")]).unwrap();
+    assert_eq!(odd.kv.active_request_expiry, KvRouterConfig::REFERENCE.active_request_expiry);
+}

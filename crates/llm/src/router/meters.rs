@@ -1,0 +1,199 @@
+//! What the router counts and times.
+
+use dynamo_kv_router::{QueueRejected, ReplicaOutcome};
+use dynamo_runtime::metrics::{BoundHits, Metrics, MetricsError};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec};
+
+/// The only role there is so far: prefill and decode in one.
+pub(crate) const WORKER_TYPE: &str = "decode";
+/// The only class of requests there is so far.
+pub(crate) const POLICY_CLASS: &str = "default";
+
+const QUEUE_LABELS: [&str; 3] = ["model", "worker_type", "policy_class"];
+
+/// Families of all models' routers.
+#[derive(Clone)]
+pub(crate) struct RouterMetrics {
+    router_id: String,
+    overhead: [HistogramVec; 5],
+    requests_started: IntCounterVec,
+    requests: IntCounterVec,
+    seconds: [HistogramVec; 2],
+    tokens: [HistogramVec; 2],
+    hit_rate: HistogramVec,
+    admission_received: IntCounterVec,
+    admission_rejected: IntCounterVec,
+    backpressure: IntCounterVec,
+    balanced: IntCounterVec,
+    replica_events: IntCounterVec,
+    queue_full: IntCounter,
+    outbox_full: IntCounter,
+}
+
+impl RouterMetrics {
+    /// `router_id` labels the overhead.
+    pub(crate) fn register(metrics: &Metrics, router_id: u64) -> Result<Self, MetricsError> {
+        // Computing takes microseconds, the whole may wait for locks.
+        let computing = prometheus::exponential_buckets(0.001, 2.0, 15).unwrap_or_default();
+        let whole = prometheus::exponential_buckets(0.01, 3.0, 17).unwrap_or_default();
+        let overhead = |part: &str, help: &str, buckets: &[f64]| {
+            metrics.histogram_vec(&format!("dynamo_router_overhead_{part}_ms"), help, buckets, &["router_id"])
+        };
+        let seconds = prometheus::exponential_buckets(0.001, 2.0, 18).unwrap_or_default();
+        let tokens = prometheus::exponential_buckets(1.0, 4.0, 12).unwrap_or_default();
+        let shares: Vec<f64> = (0..=20).map(|twentieths| f64::from(twentieths) / 20.0).collect();
+        let of_model = |name: &str, help: &str, buckets: &[f64]| {
+            metrics.histogram_vec(&format!("dynamo_component_router_{name}"), help, buckets, &["model"])
+        };
+        let bounds = BoundHits::new(metrics)?;
+        Ok(Self {
+            router_id: router_id.to_string(),
+            overhead: [
+                overhead("block_hashing", "Hashing a prompt's blocks", &computing)?,
+                overhead("seq_hashing", "Chaining a prompt's block hashes", &computing)?,
+                overhead("indexer_find_matches", "Finding out who has a prompt cached", &whole)?,
+                overhead("scheduling", "Choosing a worker and booking it", &whole)?,
+                overhead("total", "The whole of routing, waiting in the queue apart", &whole)?,
+            ],
+            requests_started: metrics.counter_vec(
+                "dynamo_component_router_requests_started_total",
+                "Requests that got a worker",
+                &["model"],
+            )?,
+            requests: metrics.counter_vec(
+                "dynamo_component_router_requests_total",
+                "Requests that had a worker and are over",
+                &["model"],
+            )?,
+            seconds: [
+                of_model("time_to_first_token_seconds", "From the choice to the first token", &seconds)?,
+                of_model(
+                    "inter_token_latency_seconds",
+                    "Between tokens, the mean of each request",
+                    &seconds,
+                )?,
+            ],
+            tokens: [
+                of_model("input_sequence_tokens", "Tokens of prompts", &tokens)?,
+                of_model("output_sequence_tokens", "Tokens of answers", &tokens)?,
+            ],
+            hit_rate: of_model(
+                "kv_hit_rate",
+                "Share of a prompt that its worker has cached, by the index",
+                &shares,
+            )?,
+            admission_received: metrics.counter_vec(
+                "dynamo_frontend_router_admission_received_total",
+                "Requests that came to a router with a queue",
+                &QUEUE_LABELS,
+            )?,
+            admission_rejected: metrics.counter_vec(
+                "dynamo_frontend_router_admission_rejected_total",
+                "Requests that could not wait, or waited in vain",
+                &QUEUE_LABELS,
+            )?,
+            backpressure: metrics.counter_vec(
+                "dynamo_frontend_router_queue_backpressure_total",
+                "Requests that could not wait, or waited in vain, by reason",
+                &["model", "worker_type", "policy_class", "reason"],
+            )?,
+            balanced: metrics.counter_vec(
+                "dynamo_kvrouter_balanced_choices_total",
+                "Requests that did not go to the cheapest worker, which was too far ahead of the others in load",
+                &["model"],
+            )?,
+            replica_events: metrics.counter_vec(
+                "dynamo_kvrouter_replica_events_total",
+                "Events of other routers, by outcome",
+                &["outcome"],
+            )?,
+            queue_full: bounds.of("router_queue"),
+            outbox_full: bounds.of("replica_outbox"),
+        })
+    }
+
+    /// Removes the series of a model that is gone.
+    pub(crate) fn forget(&self, model: &str) {
+        for family in [&self.requests_started, &self.requests, &self.balanced] {
+            let _ = family.remove_label_values(&[model]);
+        }
+        for family in self.seconds.iter().chain(&self.tokens).chain([&self.hit_rate]) {
+            let _ = family.remove_label_values(&[model]);
+        }
+        for family in [&self.admission_received, &self.admission_rejected] {
+            let _ = family.remove_label_values(&[model, WORKER_TYPE, POLICY_CLASS]);
+        }
+        for reason in QueueRejected::REASONS {
+            let _ = self.backpressure.remove_label_values(&[model, WORKER_TYPE, POLICY_CLASS, reason]);
+        }
+    }
+
+    /// Those of one model.
+    pub(crate) fn of_model(&self, model: &str) -> RouterMeters {
+        let of_router = |family: &HistogramVec| family.with_label_values(&[&self.router_id]);
+        let [block_hashing, seq_hashing, find_matches, scheduling, total] =
+            self.overhead.each_ref().map(of_router);
+        let timed = |family: &HistogramVec| family.with_label_values(&[model]);
+        let [time_to_first_token, inter_token_latency] = self.seconds.each_ref().map(timed);
+        let [input_tokens, output_tokens] = self.tokens.each_ref().map(timed);
+        let queue = |family: &IntCounterVec| family.with_label_values(&[model, WORKER_TYPE, POLICY_CLASS]);
+        RouterMeters {
+            block_hashing,
+            seq_hashing,
+            find_matches,
+            scheduling,
+            total,
+            requests_started: self.requests_started.with_label_values(&[model]),
+            requests: self.requests.with_label_values(&[model]),
+            time_to_first_token,
+            inter_token_latency,
+            input_tokens,
+            output_tokens,
+            hit_rate: timed(&self.hit_rate),
+            admission_received: queue(&self.admission_received),
+            admission_rejected: queue(&self.admission_rejected),
+            backpressure: self.backpressure.clone(),
+            balanced: self.balanced.with_label_values(&[model]),
+            replica_events: self.replica_events.clone(),
+            queue_full: self.queue_full.clone(),
+            outbox_full: self.outbox_full.clone(),
+            model: model.into(),
+        }
+    }
+}
+
+/// What one model's router counts and times. Overheads are in milliseconds, the rest in seconds and tokens.
+pub(crate) struct RouterMeters {
+    pub(super) block_hashing: Histogram,
+    pub(super) seq_hashing: Histogram,
+    pub(super) find_matches: Histogram,
+    pub(super) scheduling: Histogram,
+    pub(super) total: Histogram,
+    pub(super) requests_started: IntCounter,
+    pub(super) requests: IntCounter,
+    pub(super) time_to_first_token: Histogram,
+    pub(super) inter_token_latency: Histogram,
+    pub(super) input_tokens: Histogram,
+    pub(super) output_tokens: Histogram,
+    pub(super) hit_rate: Histogram,
+    pub(super) admission_received: IntCounter,
+    admission_rejected: IntCounter,
+    backpressure: IntCounterVec,
+    pub(super) balanced: IntCounter,
+    replica_events: IntCounterVec,
+    pub(super) queue_full: IntCounter,
+    pub(super) outbox_full: IntCounter,
+    model: Box<str>,
+}
+
+impl RouterMeters {
+    /// A request could not wait, or waited in vain.
+    pub(super) fn rejected(&self, reason: &str) {
+        self.admission_rejected.inc();
+        self.backpressure.with_label_values(&[&self.model, WORKER_TYPE, POLICY_CLASS, reason]).inc();
+    }
+
+    pub(super) fn replica_event(&self, outcome: ReplicaOutcome) {
+        self.replica_events.with_label_values(&[outcome.label()]).inc();
+    }
+}

@@ -1,0 +1,62 @@
+//! How requests are routed, as an operator says.
+
+use dynamo_kv_router::{AffinityConfig, KvRouterConfig};
+
+/// How a worker is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RouterMode {
+    /// In turn.
+    #[default]
+    RoundRobin,
+    /// Any.
+    Random,
+    /// By what workers have cached and what runs on them.
+    Kv,
+    /// As the request says, or not at all.
+    Direct,
+}
+
+impl std::str::FromStr for RouterMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().replace('_', "-").as_str() {
+            "round-robin" => Ok(Self::RoundRobin),
+            "random" => Ok(Self::Random),
+            "kv" => Ok(Self::Kv),
+            "direct" => Ok(Self::Direct),
+            _ => Err("use round-robin, random, kv or direct".to_owned()),
+        }
+    }
+}
+
+impl std::fmt::Display for RouterMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::RoundRobin => "round-robin",
+            Self::Random => "random",
+            Self::Kv => "kv",
+            Self::Direct => "direct",
+        })
+    }
+}
+
+/// How requests of all models are routed.
+#[derive(Clone, Debug)]
+pub struct RouterConfig {
+    /// How a worker is chosen.
+    pub mode: RouterMode,
+    /// The settings of the KV mode; load is counted by them in all modes.
+    pub kv: KvRouterConfig,
+    /// Whether sessions stay with their workers.
+    pub affinity: Option<AffinityConfig>,
+    /// Tell other routers of the same workers what is sent to them, and count what they say.
+    pub replica_sync: bool,
+}
+
+impl RouterConfig {
+    /// A mode with the reference's settings.
+    pub const fn of(mode: RouterMode) -> Self {
+        Self { mode, kv: KvRouterConfig::REFERENCE, affinity: None, replica_sync: false }
+    }
+}

@@ -1,0 +1,102 @@
+use std::time::Duration;
+
+use dynamo_kv_router::SlotLoad;
+use dynamo_runtime::{
+    Epoch, EventHub, EventPlane, EventScope, Incarnation, Metrics, WorkerId,
+    events::{EventMetrics, EventPlaneConfig, EventPlaneKind},
+};
+use dynamo_tokens::{BlockSize, HashSeed};
+
+use super::*;
+use crate::router::{
+    Booking, RouteRequest, RoutedWorker, RouterConfig, RouterMetrics, RouterMode, tests::WORKER,
+};
+
+/// No test waits longer for anything.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Replica {
+    router: Arc<Router>,
+    scope: TaskScope,
+}
+
+impl Replica {
+    async fn start(id: u64, hub: &EventHub, root: &TaskScope) -> Self {
+        let metrics = Metrics::new();
+        let meters = RouterMetrics::register(&metrics, id).unwrap().of_model("m");
+        let config = RouterConfig { replica_sync: true, ..RouterConfig::of(RouterMode::Kv) };
+        let router = Arc::new(Router::new(config, BlockSize::new(4).unwrap(), id, meters).unwrap());
+        for worker_id in [7, 8] {
+            router.set_worker(&RoutedWorker { worker_id, ..WORKER });
+        }
+        let incarnation = Incarnation { worker_id: WorkerId::from_bits(id), epoch: Epoch::from_unix_ms(1) };
+        let events = EventMetrics::new(&metrics).unwrap();
+        let config = EventPlaneConfig::loopback(EventPlaneKind::InProcess);
+        let plane = EventPlane::in_process(hub.clone(), incarnation, &config, events);
+        let topic = dynamo_kv_router::ACTIVE_SEQUENCES_TOPIC;
+        let about = || EventScope::component("ns", "backend");
+        let subscriber = plane.subscribe(about(), topic).await.unwrap();
+        let publisher = plane.publisher(about(), topic).await.unwrap();
+        let scope = root.child("replica");
+        scope.spawn("replicas", router.clone().sync_replicas(publisher, subscriber, scope.clone()));
+        Self { router, scope }
+    }
+
+    async fn send(&self, tokens: &[u32]) -> Booking {
+        let request = RouteRequest {
+            tokens,
+            seed: HashSeed::PLAIN,
+            pinned_worker: None,
+            pinned_rank: None,
+            expected_output_tokens: None,
+            excluded: &[],
+            session: None,
+            priority_jump: 0.0,
+            strict_priority: 0,
+            deadline: None,
+        };
+        self.router.route(&request).await.unwrap()
+    }
+
+    fn total(&self) -> SlotLoad {
+        let mut total = SlotLoad::default();
+        for (_, load) in self.router.loads() {
+            total.requests += load.requests;
+            total.prefill_tokens += load.prefill_tokens;
+            total.decode_blocks += load.decode_blocks;
+        }
+        total
+    }
+
+    async fn until(&self, expected: SlotLoad) {
+        let reached = async {
+            while self.total() != expected {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, reached).await;
+        assert!(waited.is_ok(), "{:?} instead of {expected:?}", self.total());
+    }
+}
+
+#[tokio::test]
+async fn routers_count_each_others_requests_until_they_are_over_or_their_router_is_gone() {
+    let (hub, root) = (EventHub::new(), TaskScope::root(tokio::runtime::Handle::current()));
+    let one = Replica::start(1, &hub, &root).await;
+    let two = Replica::start(2, &hub, &root).await;
+    let tokens: Vec<u32> = (0..40).collect();
+    let mut first = one.send(&tokens).await;
+    let running = SlotLoad { prefill_tokens: 40, decode_blocks: 10.0, requests: 1 };
+    two.until(running).await;
+    let second = two.send(&[9; 40]).await;
+    assert_ne!(first.worker(), second.worker(), "it knew of the other's");
+    one.until(SlotLoad { prefill_tokens: 80, decode_blocks: 20.0, requests: 2 }).await;
+    first.on_progress(1, Instant::now());
+    two.until(SlotLoad { prefill_tokens: 40, decode_blocks: 20.0, requests: 2 }).await;
+    drop(first);
+    two.until(running).await;
+    // The second router dies without a word.
+    two.scope.cancel();
+    one.until(SlotLoad::default()).await;
+    drop(second);
+}

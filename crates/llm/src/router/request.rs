@@ -1,0 +1,59 @@
+//! What the router is told of requests and workers.
+
+use std::time::Instant;
+
+use dynamo_engine_api::DpRank;
+use dynamo_kv_router::{RankLimits, WorkerProfile};
+use dynamo_tokens::HashSeed;
+
+/// A worker of the model, as discovery and its card describe it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RoutedWorker {
+    pub(crate) worker_id: u64,
+    pub(crate) epoch: u64,
+    pub(crate) first_rank: DpRank,
+    pub(crate) ranks: u32,
+    /// Of each rank.
+    pub(crate) limits: RankLimits,
+    pub(crate) draining: bool,
+}
+
+impl RoutedWorker {
+    pub(super) fn blocks_per_rank(&self) -> Option<u32> {
+        self.limits.total_kv_blocks.and_then(|blocks| u32::try_from(blocks).ok())
+    }
+
+    pub(super) fn profile(&self) -> WorkerProfile {
+        WorkerProfile { limits: self.limits, ..WorkerProfile::default() }
+    }
+}
+
+/// The session that a request belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Its name.
+    pub id: Box<str>,
+    /// The session that it came out of: it begins where that one is.
+    pub parent: Option<Box<str>>,
+    /// Whether this is its last request.
+    pub is_final: bool,
+}
+
+/// What a request asks of the router.
+#[derive(Clone, Copy)]
+pub(crate) struct RouteRequest<'a> {
+    pub(crate) tokens: &'a [u32],
+    pub(crate) seed: HashSeed,
+    pub(crate) pinned_worker: Option<u64>,
+    pub(crate) pinned_rank: Option<DpRank>,
+    pub(crate) expected_output_tokens: Option<u32>,
+    /// Workers that just refused it.
+    pub(crate) excluded: &'a [u64],
+    pub(crate) session: Option<&'a Session>,
+    /// Seconds by which it counts as come earlier where requests queue.
+    pub(crate) priority_jump: f64,
+    /// A higher one goes before all lower ones where requests queue.
+    pub(crate) strict_priority: u32,
+    /// When an answer is of no use any more.
+    pub(crate) deadline: Option<Instant>,
+}

@@ -1,0 +1,198 @@
+//! The flags of `dynamo simulate`. Those of workers and router are named as theirs.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, value_parser};
+use dynamo_kv_router::KvRouterConfig;
+use dynamo_mocker::{MockerConfig, PreemptionPolicy};
+use serde::Serialize;
+
+use crate::{Mode, Setting, SimulateError};
+
+const EXAMPLES: &str = "\
+Examples:
+  KV routing beside round-robin at three levels of load, with a page of plots:
+    dynamo simulate --trace conversation_trace.jsonl --workers 8 --compare kv,round-robin --load 0.5,1,2 --html report.html
+
+  What more blocks would give:
+    for b in 512 2048 8192; do dynamo simulate --trace t.jsonl --workers 8 --blocks $b --json $b.json; done
+
+  The same as a live run of `dynamo bench --trace t.jsonl --shrink 8 --speedup 40` with workers at --speedup-ratio 40:
+    dynamo simulate --trace t.jsonl --workers 8 --blocks 2048 --shrink 8 --speedup 40
+
+Router and workers are the real ones but for the clock: times are those of the simulated engine, on no machine in
+particular, and equal seeds give equal results.
+Exit code: 0, or 2 if it could not run. A load that is too much is told in the report (`saturated`).";
+
+/// Runs a trace through a router and simulated workers, faster than real time.
+#[derive(Clone, Debug, Args, Serialize)]
+#[command(after_long_help = EXAMPLES)]
+pub struct SimulateArgs {
+    /// The trace, in the mooncake format (see `dynamo trace`)
+    #[arg(long, value_name = "FILE", help_heading = "Trace")]
+    pub trace: PathBuf,
+    /// Only the first so many requests
+    #[arg(long, short = 'n', value_parser = value_parser!(u64).range(1..), help_heading = "Trace")]
+    pub requests: Option<u64>,
+    /// Divide the trace's lengths by this
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u32).range(1..=512), help_heading = "Trace")]
+    pub shrink: u32,
+    /// Tokens for a hash id [default: 512 divided by --shrink]
+    #[arg(long, value_name = "TOKENS", value_parser = value_parser!(u32).range(1..=65_536), help_heading = "Trace")]
+    pub trace_block_tokens: Option<u32>,
+    /// End prompts where the trace says, instead of with their last block, as `dynamo bench` does
+    #[arg(long, help_heading = "Trace")]
+    pub exact_lengths: bool,
+    /// Tokens of the chat template in front of every prompt, the same for all
+    #[arg(long, value_name = "TOKENS", default_value_t = 0, help_heading = "Trace")]
+    pub template_tokens: u32,
+    /// Tokens of every answer, instead of what the trace says
+    #[arg(long, value_parser = value_parser!(u32).range(1..), help_heading = "Trace")]
+    pub output_tokens: Option<u32>,
+    /// Divide all times, the trace's and the workers', by this: as in a live run at that speed
+    #[arg(long, default_value_t = 1.0, help_heading = "Trace")]
+    pub speedup: f64,
+    /// Multiply the rate of the trace, and run once for each value
+    #[arg(long, value_name = "LOADS", value_delimiter = ',', default_value = "1", help_heading = "Trace")]
+    pub load: Vec<f64>,
+    /// Go on with twice the highest load until every router is saturated
+    #[arg(long, help_heading = "Trace")]
+    pub until_saturated: bool,
+
+    /// Workers
+    #[arg(long, visible_alias = "num-workers", default_value_t = 8, value_parser = value_parser!(u32).range(1..=100_000), help_heading = "Workers")]
+    pub workers: u32,
+    /// KV blocks of each worker
+    #[arg(long, visible_aliases = ["num-gpu-blocks-override", "blocks-per-worker"], default_value_t = 16_384, value_parser = value_parser!(u32).range(1..), help_heading = "Workers")]
+    pub blocks: u32,
+    /// Tokens of a KV block
+    #[arg(long, default_value_t = 64, value_parser = value_parser!(u32).range(1..), help_heading = "Workers")]
+    pub block_size: u32,
+    /// Requests computed at once by a worker
+    #[arg(long, default_value_t = 256, help_heading = "Workers")]
+    pub max_num_seqs: u32,
+    /// Tokens computed in one step of a worker
+    #[arg(long, default_value_t = 8192, help_heading = "Workers")]
+    pub max_num_batched_tokens: u32,
+    /// Share of the blocks that admission leaves free
+    #[arg(long, default_value_t = 0.01, help_heading = "Workers")]
+    pub watermark: f64,
+    /// Do not find prompts in the cache
+    #[arg(long, help_heading = "Workers")]
+    pub no_enable_prefix_caching: bool,
+    /// Do not compute long prompts in pieces
+    #[arg(long, help_heading = "Workers")]
+    pub no_enable_chunked_prefill: bool,
+    /// Preempt the request that was admitted first, instead of last
+    #[arg(long, help_heading = "Workers")]
+    pub preempt_first: bool,
+    /// How much faster the workers are than the modelled accelerator (on top of --speedup)
+    #[arg(long, default_value_t = 1.0, help_heading = "Workers")]
+    pub speedup_ratio: f64,
+    /// How much faster they decode, on top of that
+    #[arg(long, default_value_t = 1.0, help_heading = "Workers")]
+    pub decode_speedup_ratio: f64,
+
+    /// How workers are chosen
+    #[arg(long, value_enum, default_value_t = Mode::Kv, help_heading = "Router")]
+    pub router_mode: Mode,
+    /// Run once for each of these
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        value_name = "MODES",
+        conflicts_with = "router_mode",
+        help_heading = "Router"
+    )]
+    pub compare: Vec<Mode>,
+    /// What a block to prefill costs beside a block to decode
+    #[arg(long, visible_alias = "kv-overlap-score-weight", default_value_t = KvRouterConfig::REFERENCE.overlap_score_weight, help_heading = "Router")]
+    pub router_kv_overlap_score_weight: f64,
+    /// 0 takes the cheapest worker; above, the higher, the more even the choice
+    #[arg(long, default_value_t = KvRouterConfig::REFERENCE.temperature, help_heading = "Router")]
+    pub router_temperature: f64,
+    /// Do not count the blocks of running requests
+    #[arg(long, help_heading = "Router")]
+    pub no_router_track_active_blocks: bool,
+    /// Count the blocks of answers as they grow
+    #[arg(long, help_heading = "Router")]
+    pub router_track_output_blocks: bool,
+    /// Count every request's blocks for itself
+    #[arg(long, help_heading = "Router")]
+    pub no_router_assume_kv_reuse: bool,
+    /// From a change in a worker's cache to the router's index
+    #[arg(long, value_name = "MS", default_value_t = 1.0, help_heading = "Router")]
+    pub event_delay_ms: f64,
+
+    /// Equal seeds give equal results
+    #[arg(long, default_value_t = 1, help_heading = "Report")]
+    pub seed: u64,
+    /// Write the report as JSON to a file, or to standard output with "-" (the table then goes to standard error)
+    #[arg(long, value_name = "FILE", help_heading = "Report")]
+    #[serde(skip)]
+    pub json: Option<PathBuf>,
+    /// Write a page of plots that needs nothing else
+    #[arg(long, value_name = "FILE", help_heading = "Report")]
+    #[serde(skip)]
+    pub html: Option<PathBuf>,
+}
+
+/// The size of the blocks that hash ids of a mooncake trace stand for.
+const MOONCAKE_BLOCK_TOKENS: u32 = 512;
+
+impl SimulateArgs {
+    /// The run with this router and load.
+    ///
+    /// # Errors
+    /// If a flag makes no sense.
+    pub fn setting(&self, mode: Mode, load: f64) -> Result<Setting, SimulateError> {
+        let positive = |flag, value: f64| match value {
+            value if value.is_finite() && value > 0.0 => Ok(value),
+            _ => Err(SimulateError::flag(flag, format!("{value} is not a number above 0"))),
+        };
+        let speedup = positive("--speedup", self.speedup)?;
+        let load = positive("--load", load)?;
+        let delay = Duration::try_from_secs_f64(self.event_delay_ms / 1e3)
+            .map_err(|_| SimulateError::flag("--event-delay-ms", "give a number of milliseconds from 0"))?;
+        let engine = MockerConfig {
+            num_gpu_blocks: self.blocks,
+            block_size: self.block_size,
+            max_num_seqs: self.max_num_seqs,
+            max_num_batched_tokens: self.max_num_batched_tokens,
+            enable_prefix_caching: !self.no_enable_prefix_caching,
+            enable_chunked_prefill: !self.no_enable_chunked_prefill,
+            watermark: self.watermark,
+            speedup_ratio: positive("--speedup-ratio", self.speedup_ratio)? * speedup,
+            decode_speedup_ratio: self.decode_speedup_ratio,
+            preemption_mode: if self.preempt_first { PreemptionPolicy::Fifo } else { PreemptionPolicy::Lifo },
+            ..MockerConfig::default()
+        };
+        engine.validate()?;
+        let kv = KvRouterConfig {
+            overlap_score_weight: self.router_kv_overlap_score_weight,
+            temperature: self.router_temperature,
+            track_active_blocks: !self.no_router_track_active_blocks,
+            track_output_blocks: self.router_track_output_blocks,
+            assume_kv_reuse: !self.no_router_assume_kv_reuse,
+            ..KvRouterConfig::REFERENCE
+        };
+        kv.validate()?;
+        Ok(Setting {
+            workers: self.workers,
+            engine,
+            mode,
+            kv,
+            event_delay: delay,
+            speedup: speedup * load,
+            trace_block_tokens: self
+                .trace_block_tokens
+                .unwrap_or_else(|| (MOONCAKE_BLOCK_TOKENS / self.shrink).max(1)),
+            exact_lengths: self.exact_lengths,
+            template_tokens: self.template_tokens,
+            shrink: self.shrink,
+            output_tokens: self.output_tokens,
+            seed: self.seed,
+        })
+    }
+}
