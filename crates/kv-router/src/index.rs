@@ -1,18 +1,38 @@
 //! Which worker holds how much of a prompt: the contract of an index, and what implements it.
 
+#[cfg(test)]
+mod concurrent_histories;
+mod concurrent_radix_tree;
+mod dump;
 mod holders;
+mod jolt;
+mod kinds;
 mod kv_index;
+mod locked_radix_tree;
+#[cfg(test)]
+mod long_histories;
 mod names;
 mod node_table;
 mod nodes;
+mod positional_index;
 mod radix_tree;
 #[cfg(test)]
 mod reference_model;
+mod run_index;
+mod shared_sets;
+mod slot_states;
+mod tiers;
 
+pub use concurrent_radix_tree::ConcurrentRadixTree;
 use dynamo_engine_api::KvCacheEventData;
-use dynamo_tokens::LocalBlockHash;
+use dynamo_tokens::{LocalBlockHash, SequenceHash};
+pub use kinds::{IndexParts, IndexerKind, MAX_LANES};
 pub use kv_index::{EventCounters, EventKind, EventStatus, IndexError, KvIndex, WorkerSlot};
+pub use locked_radix_tree::LockedRadixTree;
+pub use positional_index::PositionalIndexer;
 pub use radix_tree::RadixTree;
+pub use run_index::{RunIndex, RunReader};
+pub use tiers::{TierMatch, TieredIndex, TieredWriter, with_tiers};
 
 use crate::Slot;
 
@@ -41,6 +61,19 @@ pub trait PrefixIndex: Send + Sync {
     fn counts(&self) -> IndexCounts;
 }
 
+/// The readers' side of an index that threads share: it answers while others write.
+///
+/// At rest an answer is exact. While others write, no slot is credited with more blocks than the most that it had
+/// during the call, nor with fewer than the least.
+pub trait SharedIndex: Send + Sync {
+    /// As [`PrefixIndex::find_matches`].
+    fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer);
+    /// As [`PrefixIndex::held_blocks`].
+    fn held_blocks(&self, slot: Slot) -> u32;
+    /// As [`PrefixIndex::counts`].
+    fn counts(&self) -> IndexCounts;
+}
+
 /// Why an event did not apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
@@ -53,6 +86,9 @@ pub enum ApplyError {
     /// A block is its own parent.
     #[error("a block is its own parent: the publisher is broken")]
     InvalidBlock,
+    /// A block's name is not its chained hash, and the index needs it to be: choose another one for this engine.
+    #[error("a block's name is not its chained hash: use another --router-indexer for this engine")]
+    UnchainedName,
     /// The index cannot number more blocks.
     #[error("the index is full: shard the deployment")]
     Full,
@@ -82,10 +118,25 @@ pub struct Match {
 #[derive(Clone, Debug, Default)]
 pub struct MatchBuffer {
     pub(crate) matches: Vec<Match>,
-    /// By slot index: blocks that the slot held at the time.
+    /// By slot index: blocks that the slot held at the time; may be longer than there are slots.
     pub(crate) held_blocks: Vec<u32>,
+    /// Slots that have more on lower tiers than on the device.
+    pub(crate) lower: Vec<TierMatch>,
+    /// Scratch: the answer of the lower tiers' own index.
+    lower_found: Option<Box<MatchBuffer>>,
     /// Scratch: slot indices that hold all blocks so far.
     active: Vec<u32>,
+    /// Scratch: what slots were like when they became active.
+    stamps: Vec<slot_states::Stamp>,
+    /// Scratch: the names of the query's blocks.
+    chain: Vec<SequenceHash>,
+    /// Scratch: slot indices that hold the first block, and may have holes.
+    astray: Vec<u32>,
+    /// Scratch of an index that finds a slot more than once, by slot index: in which query it was found last, and where
+    /// in `matches` it is.
+    positions: Vec<u64>,
+    /// The number of that index's last query.
+    query: u32,
 }
 
 impl MatchBuffer {
@@ -94,6 +145,10 @@ impl MatchBuffer {
         self.matches.clear();
         self.held_blocks.clear();
         self.active.clear();
+        self.stamps.clear();
+        self.chain.clear();
+        self.lower.clear();
+        self.astray.clear();
     }
 
     /// The slots with at least one block, in no order.
@@ -110,6 +165,47 @@ impl MatchBuffer {
     pub fn set_held_blocks(&mut self, by_slot_index: impl Iterator<Item = u32>) {
         self.held_blocks.clear();
         self.held_blocks.extend(by_slot_index);
+    }
+
+    /// Lets the larger of two answers count, slot by slot: what is predicted and what is known, say.
+    pub fn raise(&mut self, other: &Self) {
+        const NOWHERE: u32 = u32::MAX;
+        // By slot index: where the slot is.
+        let places = &mut self.active;
+        places.clear();
+        for (place, found) in (0..).zip(&self.matches) {
+            let index = found.slot.index();
+            places.resize(places.len().max(index + 1), NOWHERE);
+            places[index] = place;
+        }
+        for found in &other.matches {
+            let place = places.get(found.slot.index()).copied().filter(|&place| place != NOWHERE);
+            match place.map(|place| &mut self.matches[place as usize]) {
+                // Of two owners of an index neither is known to be the right one.
+                Some(mine) if mine.slot == found.slot => {
+                    mine.device_blocks = mine.device_blocks.max(found.device_blocks);
+                }
+                _ => self.matches.push(*found),
+            }
+        }
+        places.clear();
+        for at in 0..self.lower.len() {
+            let device_blocks = self.device_blocks(self.lower[at].slot);
+            let tiers = &mut self.lower[at];
+            tiers.host_blocks = tiers.host_blocks.max(device_blocks);
+            tiers.any_blocks = tiers.any_blocks.max(device_blocks);
+        }
+    }
+
+    /// Takes slots out of the answer.
+    pub(crate) fn hide(&mut self, slots: &[Slot]) {
+        self.matches.retain(|found| !slots.contains(&found.slot));
+        self.lower.retain(|found| !slots.contains(&found.slot));
+        for slot in slots {
+            if let Some(held) = self.held_blocks.get_mut(slot.index()) {
+                *held = 0;
+            }
+        }
     }
 
     /// The length of a slot's leading run.

@@ -1,15 +1,20 @@
 //! KV-cache-aware routing: who holds how much of a prompt, who is how busy, and who should serve it.
 //!
 //! A [`KvIndex`] is fed with the workers' events and answers which rank of which worker holds how many leading blocks
-//! of a prompt. A [`KvScheduler`] counts what runs where, and chooses. An [`EventOrder`] per rank finds out whether
-//! events were lost, and how to get them back from the [`LocalIndexer`] beside the engine.
+//! of a prompt; a [`LaneIndex`] is the same for many threads, over an index of any [`IndexerKind`]. Of engines without
+//! events an [`ApproximateIndex`] remembers what was sent to them. A [`KvScheduler`] counts what runs where, and
+//! chooses. An [`EventOrder`] per rank finds out whether events were lost, and how to get them back from the
+//! [`LocalIndexer`] beside the engine.
 //!
-//! Nothing here does I/O, spawns, sleeps or asks for the time: events and instants go in, decisions come out. Who
-//! shares a [`KvIndex`] between threads puts it under a lock for many readers, and a [`KvScheduler`] under a mutex;
-//! they share no state but slots, which carry a generation, so that an answer from before a removal harms nobody.
+//! Nothing here does I/O, and all but the lanes of a [`LaneIndex`] neither spawns, sleeps nor asks for the time: events
+//! and instants go in, decisions come out. A [`LaneIndex`] owns threads, which apply events while others ask, and
+//! times how long events wait. Who shares a [`KvIndex`] between threads puts it under a lock for many readers, and a
+//! [`KvScheduler`] under a mutex; they share no state but slots, which carry a generation, so that an answer from
+//! before a removal harms nobody.
 
 mod active;
 mod affinity;
+mod approximate;
 mod busy;
 mod config;
 mod disagg;
@@ -18,6 +23,7 @@ mod event_lists;
 mod event_order;
 mod event_pipeline;
 mod index;
+mod lanes;
 mod local_indexer;
 mod msgpack;
 mod queue;
@@ -29,6 +35,7 @@ mod slot;
 
 pub use active::{ActiveSequences, NewRequest, PotentialLoads, ReservationId, SlotLoad, TooManyActive};
 pub use affinity::{AffinityConfig, AffinityMode, MAX_SESSION_ID, SessionTable};
+pub use approximate::{ApproximateConfig, ApproximateIndex, CachePolicy};
 pub use busy::{BusyThresholds, RankLimits};
 pub use config::{ConfigError, KvRouterConfig, RouterOverrides};
 pub use disagg::{ConditionalDisagg, DisaggPolicy, PrefillPlace};
@@ -41,8 +48,14 @@ pub use event_order::{
 };
 pub use event_pipeline::{EventPipeline, MAX_MESSAGE_BLOCKS, MAX_MESSAGE_EVENTS};
 pub use index::{
-    ApplyError, EventCounters, EventKind, EventStatus, IndexCounts, IndexError, KvIndex, Match, MatchBuffer,
-    PrefixIndex, RadixTree, WorkerSlot,
+    ApplyError, ConcurrentRadixTree, EventCounters, EventKind, EventStatus, IndexCounts, IndexError,
+    IndexParts, IndexerKind, KvIndex, LockedRadixTree, MAX_LANES, Match, MatchBuffer, PositionalIndexer,
+    PrefixIndex, RadixTree, RunIndex, RunReader, SharedIndex, TierMatch, TieredIndex, TieredWriter,
+    WorkerSlot, with_tiers,
+};
+pub use lanes::{
+    DumpError, FlushError, LaneBroken, LaneConfig, LaneGauges, LaneIndex, LaneReport, RankDump,
+    StartLanesError, TryApplyError,
 };
 pub use local_indexer::{KvQuery, KvQueryAnswer, LOCAL_EVENT_BUFFER, LocalIndexer};
 pub use msgpack::WireError;

@@ -39,6 +39,20 @@ impl Slot {
         (self.0 as usize) & (Self::MAX_SLOTS - 1)
     }
 
+    /// The whole of it as a number, for an atomic.
+    pub(crate) const fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    pub(crate) const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    /// Another index in the same generation.
+    pub(crate) const fn with_index(self, index: usize) -> Self {
+        Self::new(index as u32, self.generation())
+    }
+
     const fn generation(self) -> u32 {
         self.0 >> Self::INDEX_BITS
     }

@@ -56,7 +56,7 @@ impl Router {
             block_size,
             index,
             scheduler,
-            wants_events: setting.mode == Mode::Kv && setting.kv.overlap_score_weight > 0.0,
+            wants_events: setting.mode == Mode::Kv && setting.kv.uses_caches(),
             origin: Instant::now(),
             rng: SmallRng::seed_from_u64(setting.seed),
             workers: setting.workers,

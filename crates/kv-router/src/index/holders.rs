@@ -31,7 +31,7 @@ pub(super) fn mix(value: u64) -> u64 {
     product ^ (product >> 32)
 }
 
-fn fingerprint_of(slot: u32) -> u64 {
+pub(super) fn fingerprint_of(slot: u32) -> u64 {
     mix(u64::from(slot) + 1)
 }
 

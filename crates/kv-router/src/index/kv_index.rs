@@ -84,6 +84,7 @@ pub enum EventStatus {
     ParentBlockNotFound,
     BlockNotFound,
     InvalidBlock,
+    UnchainedName,
     Full,
     OverCapacity,
     UnknownWorker,
@@ -92,11 +93,12 @@ pub enum EventStatus {
 
 impl EventStatus {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Ok,
         Self::ParentBlockNotFound,
         Self::BlockNotFound,
         Self::InvalidBlock,
+        Self::UnchainedName,
         Self::Full,
         Self::OverCapacity,
         Self::UnknownWorker,
@@ -110,6 +112,7 @@ impl EventStatus {
             Self::ParentBlockNotFound => "parent_block_not_found",
             Self::BlockNotFound => "block_not_found",
             Self::InvalidBlock => "invalid_block",
+            Self::UnchainedName => "unchained_name",
             Self::Full => "index_full",
             Self::OverCapacity => "over_capacity",
             Self::UnknownWorker => "unknown_worker",
@@ -124,6 +127,7 @@ impl EventStatus {
             Err(IndexError::Apply(ApplyError::ParentBlockNotFound)) => Self::ParentBlockNotFound,
             Err(IndexError::Apply(ApplyError::BlockNotFound)) => Self::BlockNotFound,
             Err(IndexError::Apply(ApplyError::InvalidBlock)) => Self::InvalidBlock,
+            Err(IndexError::Apply(ApplyError::UnchainedName)) => Self::UnchainedName,
             Err(IndexError::Apply(ApplyError::Full)) => Self::Full,
             Err(IndexError::OverCapacity { .. }) => Self::OverCapacity,
             Err(IndexError::UnknownWorker { .. }) => Self::UnknownWorker,
@@ -137,6 +141,10 @@ impl EventStatus {
 pub struct EventCounters([[u64; EventStatus::ALL.len()]; EventKind::ALL.len()]);
 
 impl EventCounters {
+    pub(crate) const fn add(&mut self, kind: EventKind, status: EventStatus, count: u64) {
+        self.0[kind as usize][status as usize] += count;
+    }
+
     /// How many events of a kind ended so.
     pub const fn get(&self, kind: EventKind, status: EventStatus) -> u64 {
         self.0[kind as usize][status as usize]

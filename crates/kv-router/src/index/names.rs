@@ -17,10 +17,15 @@ struct Names {
 }
 
 /// Names of slots that are not the node's own.
-#[derive(Default)]
-pub(super) struct Aliases {
-    nodes: FxHashMap<(u32, u64), NodeId>,
-    names: FxHashMap<(NodeId, u32), Names>,
+pub(super) struct Aliases<N = NodeId> {
+    nodes: FxHashMap<(u32, u64), N>,
+    names: FxHashMap<(N, u32), Names>,
+}
+
+impl<N> Default for Aliases<N> {
+    fn default() -> Self {
+        Self { nodes: FxHashMap::default(), names: FxHashMap::default() }
+    }
 }
 
 /// What is left after a name was taken away.
@@ -32,42 +37,42 @@ pub(super) enum Left {
     Nothing,
 }
 
-impl Aliases {
+impl<N: Copy + Eq + std::hash::Hash> Aliases<N> {
     pub(super) fn is_empty(&self) -> bool {
         self.names.is_empty()
     }
 
     /// The node that a slot calls so, if that is not the node's own name.
-    pub(super) fn node(&self, slot: u32, ext: u64) -> Option<NodeId> {
+    pub(super) fn node(&self, slot: u32, ext: u64) -> Option<N> {
         self.nodes.get(&(slot, ext)).copied()
     }
 
     /// Whether a holder of the node uses the node's own name.
-    pub(super) fn uses_own(&self, node: NodeId, slot: u32) -> bool {
+    pub(super) fn uses_own(&self, node: N, slot: u32) -> bool {
         self.is_empty() || self.names.get(&(node, slot)).is_none_or(|names| names.own)
     }
 
     /// The other names by which a slot holds a node.
-    pub(super) fn others(&self, node: NodeId, slot: u32) -> &[u64] {
+    pub(super) fn others(&self, node: N, slot: u32) -> &[u64] {
         self.names.get(&(node, slot)).map_or(&[], |names| &names.others)
     }
 
     /// A holder of the node uses the node's own name from now on, too.
-    pub(super) fn add_own(&mut self, node: NodeId, slot: u32) {
+    pub(super) fn add_own(&mut self, node: N, slot: u32) {
         if let Some(names) = self.names.get_mut(&(node, slot)) {
             names.own = true;
         }
     }
 
     /// Another name; `holds` says whether the slot held the node before.
-    pub(super) fn add(&mut self, node: NodeId, slot: u32, ext: u64, holds: bool) {
+    pub(super) fn add(&mut self, node: N, slot: u32, ext: u64, holds: bool) {
         let names = self.names.entry((node, slot)).or_insert(Names { own: holds, others: SmallVec::new() });
         names.others.push(ext);
         self.nodes.insert((slot, ext), node);
     }
 
     /// Takes a name of a holder away; `is_own` says that it is the node's own one.
-    pub(super) fn remove(&mut self, node: NodeId, slot: u32, ext: u64, is_own: bool) -> Left {
+    pub(super) fn remove(&mut self, node: N, slot: u32, ext: u64, is_own: bool) -> Left {
         let Some(names) = self.names.get_mut(&(node, slot)) else { return Left::Nothing };
         if is_own {
             names.own = false;
@@ -92,8 +97,8 @@ impl Aliases {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.nodes.capacity() * (size_of::<((u32, u64), NodeId)>() + 1)
-            + self.names.capacity() * (size_of::<((NodeId, u32), Names)>() + 1)
+        self.nodes.capacity() * (size_of::<((u32, u64), N)>() + 1)
+            + self.names.capacity() * (size_of::<((N, u32), Names)>() + 1)
     }
 
     fn give_back(&mut self) {

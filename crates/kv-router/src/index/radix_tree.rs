@@ -350,7 +350,7 @@ impl PrefixIndex for RadixTree {
 
     fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer) {
         out.clear();
-        let MatchBuffer { matches, held_blocks, active } = out;
+        let MatchBuffer { matches, held_blocks, active, .. } = out;
         held_blocks.extend(self.slots.iter().map(|held| held.blocks));
         let (mut depth, mut at, mut set) = (0, ROOT, NO_SET);
         while let Some(wanted) = local.get(depth) {
@@ -403,7 +403,7 @@ impl PrefixIndex for RadixTree {
 }
 
 /// Keeps what is in `members` too; both ascend. Calls `gone` for the others.
-fn keep_members(active: &mut Vec<u32>, members: &[u32], mut gone: impl FnMut(u32)) {
+pub(super) fn keep_members(active: &mut Vec<u32>, members: &[u32], mut gone: impl FnMut(u32)) {
     let mut rest = members.iter().peekable();
     active.retain(|&slot| {
         while rest.next_if(|&&member| member < slot).is_some() {}

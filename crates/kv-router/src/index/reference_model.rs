@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dynamo_engine_api::{ExternalBlockHash, KvCacheEventData, StoredBlock};
-use dynamo_tokens::LocalBlockHash;
+use dynamo_tokens::{LocalBlockHash, SequenceHash};
 use proptest::prelude::*;
 
 use super::{ApplyError, MatchBuffer, PrefixIndex};
@@ -11,12 +11,12 @@ use crate::Slot;
 
 /// Per slot: what a name stands for.
 #[derive(Clone, Debug, Default)]
-struct Model {
+pub(super) struct Model {
     names: BTreeMap<Slot, BTreeMap<u64, Vec<u64>>>,
 }
 
 impl Model {
-    fn apply(&mut self, slot: Slot, event: &KvCacheEventData) -> Result<(), ApplyError> {
+    pub(super) fn apply(&mut self, slot: Slot, event: &KvCacheEventData) -> Result<(), ApplyError> {
         let names = self.names.entry(slot).or_default();
         match event {
             KvCacheEventData::Stored { parent_hash, blocks } => {
@@ -53,7 +53,7 @@ impl Model {
         }
     }
 
-    fn find(&self, query: &[u64]) -> Vec<(Slot, u32)> {
+    pub(super) fn find(&self, query: &[u64]) -> Vec<(Slot, u32)> {
         let run = |names: &BTreeMap<u64, Vec<u64>>| {
             (1..=query.len()).take_while(|&len| names.values().any(|path| path == &query[..len])).count()
         };
@@ -64,22 +64,35 @@ impl Model {
             .collect()
     }
 
+    /// What a slot holds.
+    pub(super) fn places(&self, slot: Slot) -> std::collections::BTreeSet<&Vec<u64>> {
+        self.names.get(&slot).into_iter().flat_map(|names| names.values()).collect()
+    }
+
     fn held(&self, slot: Slot) -> u32 {
-        let names = self.names.get(&slot);
-        let paths = names.map(|names| names.values().collect::<std::collections::BTreeSet<_>>());
-        paths.map_or(0, |paths| paths.len() as u32)
+        self.places(slot).len() as u32
     }
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+pub(super) enum Step {
     Event { slot: u32, event: KvCacheEventData },
     Replace { slot: u32, generation: u32 },
 }
 
-/// Names are few, so that slots reuse, move and share them; half of the stores use names that follow from content,
-/// as engines do.
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+/// How the blocks of a history are named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Names {
+    /// Names are few, so that slots reuse, move and share them; half of the stores use names that follow from content,
+    /// as engines do.
+    Any,
+    /// Names are chained hashes.
+    Chained,
+}
+
+pub(super) fn steps(names: Names, len: usize) -> impl Strategy<Value = Vec<Step>> {
+    let chained: fn(&[u64]) -> u64 = if names == Names::Any { small_chained } else { chained_hash };
+    let of_any_name = u32::from(names == Names::Any);
     let slot = || 0..3u32;
     let store =
         (slot(), prop::option::weighted(0.7, 0..24u64), prop::collection::vec((0..24u64, 0..3u64), 1..5));
@@ -88,7 +101,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let remove_chained = (slot(), prop::collection::vec(0..3u64, 1..5));
     let event = |slot, event| Step::Event { slot, event };
     let step = prop_oneof![
-        4 => store.prop_map(move |(slot, parent, blocks)| {
+        4 * of_any_name => store.prop_map(move |(slot, parent, blocks)| {
             let blocks = blocks.into_iter().map(|(name, local)| block(name, local)).collect();
             event(slot, KvCacheEventData::Stored { parent_hash: parent.map(ExternalBlockHash), blocks })
         }),
@@ -98,7 +111,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             let blocks = (skip..locals.len()).map(|i| block(chained(&locals[..=i]), locals[i])).collect();
             event(slot, KvCacheEventData::Stored { parent_hash, blocks })
         }),
-        2 => remove.prop_map(move |(slot, names)| {
+        2 * of_any_name => remove.prop_map(move |(slot, names)| {
             let block_hashes = names.into_iter().map(ExternalBlockHash).collect();
             event(slot, KvCacheEventData::Removed { block_hashes })
         }),
@@ -109,18 +122,23 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => slot().prop_map(move |slot| event(slot, KvCacheEventData::Cleared)),
         1 => (slot(), 0..3u32).prop_map(|(slot, generation)| Step::Replace { slot, generation }),
     ];
-    prop::collection::vec(step, 1..80)
+    prop::collection::vec(step, len / 2..len)
 }
 
 fn block(name: u64, local: u64) -> StoredBlock {
     StoredBlock { block_hash: ExternalBlockHash(name), tokens_hash: LocalBlockHash(local) }
 }
 
-fn chained(locals: &[u64]) -> u64 {
+fn small_chained(locals: &[u64]) -> u64 {
     locals.iter().fold(1000, |hash, local| hash * 7 + local)
 }
 
-fn queries() -> Vec<Vec<u64>> {
+fn chained_hash(locals: &[u64]) -> u64 {
+    let chain = |before, &local| Some(SequenceHash::chain(before, LocalBlockHash(local)));
+    locals.iter().fold(None, chain).map_or(0, |name: SequenceHash| name.0)
+}
+
+pub(super) fn queries() -> Vec<Vec<u64>> {
     let mut all = vec![Vec::new()];
     let mut from = 0;
     for _ in 0..5 {
@@ -137,7 +155,7 @@ fn queries() -> Vec<Vec<u64>> {
     all
 }
 
-fn answers(index: &impl PrefixIndex, query: &[u64], out: &mut MatchBuffer) -> Vec<(Slot, u32)> {
+pub(super) fn answers(index: &impl PrefixIndex, query: &[u64], out: &mut MatchBuffer) -> Vec<(Slot, u32)> {
     let query: Vec<_> = query.iter().map(|&local| LocalBlockHash(local)).collect();
     index.find_matches(&query, out);
     let mut found: Vec<_> = out.matches().iter().map(|found| (found.slot, found.device_blocks)).collect();
@@ -147,8 +165,12 @@ fn answers(index: &impl PrefixIndex, query: &[u64], out: &mut MatchBuffer) -> Ve
 
 /// Runs random histories; `check` may look into the index after every step.
 pub(super) fn assert_equal_to_model<I: PrefixIndex>(make: fn() -> I, check: fn(&I)) {
+    assert_equal_with_names(Names::Any, make, check);
+}
+
+pub(super) fn assert_equal_with_names<I: PrefixIndex>(names: Names, make: fn() -> I, check: fn(&I)) {
     let queries = queries();
-    proptest!(ProptestConfig::default(), |(steps in steps())| {
+    proptest!(ProptestConfig::default(), |(steps in steps(names, 80))| {
         let (mut index, mut model) = (make(), Model::default());
         let mut slots = [0, 1, 2].map(|index| Slot::new(index, 0));
         let mut out = MatchBuffer::default();

@@ -5,38 +5,13 @@ use dynamo_tokens::LocalBlockHash;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{NodeId, ROOT, RadixTree, SetId, mix};
-
-/// Blocks in one event of a dump: large enough that the event's own cost vanishes, small enough to decode at once.
-const BLOCKS_PER_EVENT: usize = 1024;
-
-/// The events under construction.
-#[derive(Default)]
-struct Dump {
-    events: Vec<KvCacheEventData>,
-    /// The node that the last block stands for.
-    last: Option<NodeId>,
-}
-
-impl Dump {
-    fn push(&mut self, node: NodeId, parent: NodeId, parent_name: Option<u64>, block: StoredBlock) {
-        if let Some(KvCacheEventData::Stored { blocks, .. }) = self.events.last_mut()
-            && self.last == Some(parent)
-            && blocks.len() < BLOCKS_PER_EVENT
-        {
-            blocks.push(block);
-        } else {
-            let parent_hash = parent_name.map(ExternalBlockHash);
-            self.events.push(KvCacheEventData::Stored { parent_hash, blocks: vec![block] });
-        }
-        self.last = Some(node);
-    }
-}
+use crate::index::dump::Dump;
 
 impl RadixTree {
     /// Parents come before children. Where a block is held below one that is not, the missing one is stored under a
     /// made-up name, and removed at the end.
     pub(super) fn dump_index(&self, slot: u32) -> Vec<KvCacheEventData> {
-        let mut dump = Dump::default();
+        let mut dump = Dump::new();
         let mut seen = FxHashSet::default();
         let mut fillers: FxHashMap<NodeId, u64> = FxHashMap::default();
         let mut filler_names = FxHashSet::default();
@@ -64,9 +39,7 @@ impl RadixTree {
                     let main = self.a_name(slot, id);
                     let others = self.aliases.others(id, slot).iter().filter(|&&name| name != main);
                     for &other in others {
-                        dump.last = None;
-                        dump.push(id, parent, parent_name, block(other));
-                        dump.last = None;
+                        dump.push_alone(parent_name, block(other));
                     }
                     dump.push(id, parent, parent_name, block(main));
                 } else {
@@ -79,11 +52,7 @@ impl RadixTree {
                 }
             }
         }
-        if !fillers.is_empty() {
-            let block_hashes = fillers.into_values().map(ExternalBlockHash).collect();
-            dump.events.push(KvCacheEventData::Removed { block_hashes });
-        }
-        dump.events
+        dump.end(fillers.into_values())
     }
 
     /// A name by which a slot holds a node.

@@ -1,0 +1,161 @@
+//! Memory that readers look at while the writer writes: chunks of 64-bit words that never move.
+//!
+//! All words are atomics. A stretch that was written before it was published, and that is not written again while a
+//! reader may look at it, may also be read as plain words ([`Words::frozen`]), which compilers turn into vectors.
+#![allow(
+    unsafe_code,
+    reason = "chunks are found through atomic pointers, and frozen words are read as plain ones"
+)]
+
+use std::sync::atomic::{
+    AtomicPtr, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+
+/// The number of a word: chunk and position within it.
+pub(super) type Place = u32;
+
+/// The promise that what is given back now was taken out of everybody's sight before the oldest reader that is under
+/// way began.
+pub(super) struct Unseen(());
+
+impl Unseen {
+    /// # Safety
+    /// It must be so, for all that is given back with it.
+    pub(super) unsafe fn promise() -> Self {
+        Self(())
+    }
+}
+
+/// Words of a cache line. Headers are one each, and must not lie across two.
+const LINE: usize = 8;
+
+#[repr(align(64))]
+struct Line(#[allow(dead_code, reason = "chunks of lines are read as words")] [AtomicU64; LINE]);
+
+/// `CHUNKS` chunks at most, of 2^`BITS` words each. A stretch never crosses the border of a chunk.
+pub(super) struct Words<const BITS: u32, const CHUNKS: usize> {
+    /// Zeroed pages until they are used: a large directory costs nothing before.
+    chunks: Box<[AtomicPtr<AtomicU64>]>,
+}
+
+impl<const BITS: u32, const CHUNKS: usize> Words<BITS, CHUNKS> {
+    const LEN: usize = 1 << BITS;
+
+    pub(super) fn new() -> Self {
+        let chunks = Box::<[AtomicPtr<AtomicU64>]>::new_zeroed_slice(CHUNKS);
+        // SAFETY: all zeros is the null pointer.
+        let chunks = unsafe { chunks.assume_init() };
+        Self { chunks }
+    }
+
+    /// Makes a chunk of zeros. Only the writer calls it, for a chunk that is not there.
+    pub(super) fn add_chunk(&self, chunk: usize) {
+        debug_assert!(self.chunks[chunk].load(Relaxed).is_null());
+        let lines = Box::<[Line]>::new_zeroed_slice(Self::LEN / LINE);
+        // SAFETY: all zeros are valid atomics.
+        let lines = unsafe { lines.assume_init() };
+        self.chunks[chunk].store(Box::into_raw(lines).cast(), Release);
+    }
+
+    /// Gives a chunk back in which nothing is in use. Only the writer calls it.
+    pub(super) fn drop_chunk(&self, chunk: usize, _: &Unseen) {
+        self.free(chunk);
+    }
+
+    fn free(&self, chunk: usize) {
+        let words = self.chunks[chunk].swap(std::ptr::null_mut(), Relaxed);
+        if !words.is_null() {
+            let lines = std::ptr::slice_from_raw_parts_mut(words.cast::<Line>(), Self::LEN / LINE);
+            // SAFETY: it was made by `add_chunk` of a box of this length; the callers say that nobody uses it.
+            drop(unsafe { Box::from_raw(lines) });
+        }
+    }
+
+    fn chunk(&self, place: Place) -> &[AtomicU64] {
+        let words = self.chunks[(place >> BITS) as usize].load(Acquire);
+        assert!(!words.is_null(), "a place that was given out lies in a chunk");
+        // SAFETY: not null, so made by `add_chunk` with this length. It lives while anybody may use a place in it:
+        // places come from what is published to pinned readers, or from the writer itself (see `drop_chunk`).
+        unsafe { std::slice::from_raw_parts(words, Self::LEN) }
+    }
+
+    /// A stretch of words.
+    #[inline]
+    pub(super) fn slice(&self, place: Place, len: usize) -> &[AtomicU64] {
+        let at = place as usize & (Self::LEN - 1);
+        &self.chunk(place)[at..at + len]
+    }
+
+    /// `N` words.
+    #[inline]
+    pub(super) fn array<const N: usize>(&self, place: Place) -> &[AtomicU64; N] {
+        self.slice(place, N).first_chunk().expect("a slice of this length")
+    }
+
+    /// A stretch as plain words.
+    ///
+    /// # Safety
+    /// The words were written before the caller found the place, and are not written for as long as the result is
+    /// used.
+    #[inline]
+    pub(super) unsafe fn frozen(&self, place: Place, len: usize) -> &[u64] {
+        let words = self.slice(place, len);
+        // SAFETY: an atomic has the layout of its integer; the caller says that nobody writes.
+        unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) }
+    }
+
+    /// Bytes of the directory's pages up to the chunk `limit`.
+    pub(super) fn directory_bytes(limit: usize) -> usize {
+        const PAGE: usize = 4096;
+        (limit * size_of::<AtomicPtr<AtomicU64>>()).next_multiple_of(PAGE)
+    }
+
+    /// Bytes of one chunk.
+    pub(super) const CHUNK_BYTES: usize = Self::LEN * size_of::<AtomicU64>();
+}
+
+impl<const BITS: u32, const CHUNKS: usize> Drop for Words<BITS, CHUNKS> {
+    fn drop(&mut self) {
+        for chunk in 0..CHUNKS {
+            // Nobody else is there. A page of the directory that was never written is read, not filled.
+            if !self.chunks[chunk].get_mut().is_null() {
+                self.free(chunk);
+            }
+        }
+    }
+}
+
+/// Asks for the cache line of something that will be needed soon.
+#[inline]
+pub(super) fn prefetch<T>(target: &T) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a hint; the address is that of a reference.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(target).cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = target;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_keep_their_place_while_chunks_come_and_go() {
+        let words = Words::<4, 8>::new();
+        words.add_chunk(0);
+        words.slice(3, 2)[1].store(7, Relaxed);
+        words.add_chunk(5);
+        words.array::<8>(5 << 4)[0].store(8, Relaxed);
+        // SAFETY: nobody writes.
+        assert_eq!(unsafe { words.frozen(3, 3) }, [0, 7, 0]);
+        // SAFETY: nobody reads.
+        words.drop_chunk(5, &unsafe { Unseen::promise() });
+        words.add_chunk(5);
+        assert_eq!(words.slice(5 << 4, 1)[0].load(Relaxed), 0, "a new chunk is zeros");
+        assert_eq!(words.slice(4, 1)[0].load(Relaxed), 7);
+    }
+}

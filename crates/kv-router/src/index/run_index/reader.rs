@@ -1,0 +1,126 @@
+//! Answers, from any thread, while the writer writes.
+
+use std::sync::{
+    Arc,
+    atomic::{
+        AtomicU64,
+        Ordering::{Acquire, Relaxed},
+    },
+};
+
+use dynamo_tokens::LocalBlockHash;
+
+use super::{
+    header::{HOLDERS, ROOT, counting, slot_of},
+    lanes::common_prefix,
+    memory::prefetch,
+    shared::Shared,
+};
+use crate::{
+    Slot,
+    index::{IndexCounts, Match, MatchBuffer},
+};
+
+/// Cache lines of a query asked for before anything else: what a short one has.
+const QUERY_AHEAD: usize = 8;
+
+/// A handle that reads a [`RunIndex`](super::RunIndex), beside its writer and other readers, and waits for none.
+///
+/// For every slot, an answer is between the least and the most that was true while the query ran.
+pub struct RunReader {
+    pub(super) shared: Arc<Shared>,
+    seat: usize,
+}
+
+impl Clone for RunReader {
+    fn clone(&self) -> Self {
+        Self::new(self.shared.clone())
+    }
+}
+
+impl RunReader {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let seat = shared.epochs.give_seat();
+        Self { shared, seat }
+    }
+
+    /// Replaces `out` by the slots that hold the first block of `local`, each with the length of its leading run.
+    ///
+    /// Threads may share a handle; with one each they do not disturb one another.
+    pub fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer) {
+        // The query may not be in this core's cache yet; it comes while the seat is taken.
+        local.iter().step_by(8).take(QUERY_AHEAD).for_each(prefetch);
+        out.matches.clear();
+        out.query = out.query.wrapping_add(1);
+        if out.query == 0 {
+            (out.query, out.positions) = (1, Vec::new());
+        }
+        let shared = &*self.shared;
+        let pin = shared.epochs.pin(self.seat);
+        shared.all_slot_blocks(&mut out.held_blocks);
+        let (mut parent, mut offset, mut depth) = (ROOT, 0, 0);
+        while let Some(first) = local.get(depth) {
+            let Some(run) = shared.child(parent, offset, first.0) else { break };
+            let matched = common_prefix(shared.blocks(&run), &local[depth..]);
+            let found = match shared.holder_list(run.header) {
+                None => credit(&run.header[HOLDERS..], false, depth, matched, out),
+                Some(list) => credit(list, true, depth, matched, out),
+            };
+            if !found {
+                // No slot has all blocks up to here, so none has more.
+                break;
+            }
+            (parent, offset) = (run.id, matched as u32);
+            depth += matched;
+        }
+        drop(pin);
+    }
+
+    /// Blocks that a slot holds.
+    pub fn held_blocks(&self, slot: Slot) -> u32 {
+        self.shared.slot_blocks(slot)
+    }
+
+    /// How large the index was after the last event; bytes after one of the last 64.
+    pub fn counts(&self) -> IndexCounts {
+        IndexCounts {
+            blocks: self.shared.blocks.load(Relaxed),
+            nodes: self.shared.nodes.load(Relaxed),
+            bytes: self.shared.bytes.load(Relaxed),
+        }
+    }
+}
+
+/// Gives each holder that lacks nothing above what it has of a run's `matched` first blocks. Says whether there are
+/// any. A holder's earlier match, in a run above, is shorter. A list ends with its first unused word.
+#[inline]
+fn credit(words: &[AtomicU64], is_list: bool, depth: usize, matched: usize, out: &mut MatchBuffer) -> bool {
+    let (mut found, depth, matched) = (false, depth as u32, matched as u32);
+    let stamp = u64::from(out.query) << 32;
+    for word in words {
+        let word = word.load(Acquire);
+        if word == 0 && is_list {
+            break;
+        }
+        let blocks = counting(word);
+        if blocks <= 0 {
+            continue;
+        }
+        found = true;
+        let slot = slot_of(word);
+        let device_blocks = depth + (blocks as u32).min(matched);
+        let index = slot.index();
+        if index >= out.positions.len() {
+            out.positions.resize(index + 1, 0);
+        }
+        // The number of the query, and the slot's position in its list.
+        let position = out.positions[index];
+        if position >> 32 << 32 == stamp {
+            out.matches[position as u32 as usize] = Match { slot, device_blocks };
+        } else {
+            out.positions[index] = stamp | out.matches.len() as u64;
+            out.matches.push(Match { slot, device_blocks });
+        }
+    }
+    found
+}

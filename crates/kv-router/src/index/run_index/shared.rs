@@ -1,0 +1,209 @@
+//! What readers and the writer share.
+#![allow(unsafe_code, reason = "a run's blocks are read as plain words")]
+
+use std::sync::atomic::{
+    AtomicU64, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
+};
+
+use super::{
+    columns::Locals,
+    epochs::Epochs,
+    header::{EXTENT, HEADER, LIST, ORIGIN, RunId, halves, pair},
+    memory::{Place, Words},
+};
+use crate::Slot;
+
+/// 2,048 headers of 64 bytes in a chunk, 33 million runs at most.
+pub(super) type Headers = Words<14, { 1 << 14 }>;
+/// Lists of holders and tables of children, up to 2^16 words each.
+pub(super) type Lists = Words<16, { 1 << 14 }>;
+/// A word for each slot there can be.
+type Slots = Words<10, { 1 << 10 }>;
+const SLOTS_PER_CHUNK: usize = 1 << 10;
+
+/// Parts of the table of children, each of which is rebuilt alone. With a million runs that is 2,000 entries at once.
+pub(super) const CHILD_PARTS: usize = 512;
+
+/// The state of an index that readers see.
+pub(super) struct Shared {
+    pub(super) locals: Locals,
+    pub(super) headers: Headers,
+    pub(super) lists: Lists,
+    /// Where each part of the table of children lies, and the logarithm of its length; 0 if it is empty.
+    pub(super) children: Box<[AtomicU64]>,
+    /// By slot index: the slot and how many blocks it holds.
+    slots: Slots,
+    /// The blocks once more, of two slots in a word, since every answer has them all.
+    held: Slots,
+    pub(super) slot_limit: AtomicUsize,
+    pub(super) epochs: Epochs,
+    pub(super) blocks: AtomicUsize,
+    pub(super) nodes: AtomicUsize,
+    pub(super) bytes: AtomicUsize,
+}
+
+/// A run as it was found: its header, and its blocks at that moment.
+#[derive(Clone, Copy)]
+pub(super) struct Run<'a> {
+    pub(super) id: RunId,
+    pub(super) header: &'a [AtomicU64; HEADER],
+    pub(super) place: Place,
+    pub(super) len: u32,
+}
+
+/// The hash of a child's place in the tree: its upper bits choose the part, the next ones the entry, and the lower half
+/// is in the entry.
+#[inline]
+pub(super) fn child_hash(parent: RunId, offset: u32, local: u64) -> u64 {
+    let key = local ^ pair(parent, offset).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+    let product = u128::from(key) * 0x9E37_79B9_7F4A_7C15_u128;
+    (product >> 64) as u64 ^ product as u64
+}
+
+pub(super) fn child_part(hash: u64) -> usize {
+    const { assert!(CHILD_PARTS == 1 << 9) };
+    (hash >> 55) as usize
+}
+
+impl Shared {
+    pub(super) fn new() -> Self {
+        Self {
+            locals: Words::new(),
+            headers: Words::new(),
+            lists: Words::new(),
+            children: (0..CHILD_PARTS).map(|_| AtomicU64::new(0)).collect(),
+            slots: Words::new(),
+            held: Words::new(),
+            slot_limit: AtomicUsize::new(0),
+            epochs: Epochs::new(),
+            blocks: AtomicUsize::new(0),
+            nodes: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+        }
+    }
+
+    #[inline]
+    pub(super) fn header(&self, run: RunId) -> &[AtomicU64; HEADER] {
+        self.headers.array(run * HEADER as u32)
+    }
+
+    #[inline]
+    pub(super) fn run(&self, id: RunId) -> Run<'_> {
+        let header = self.header(id);
+        let (place, len) = halves(header[EXTENT].load(Acquire));
+        Run { id, header, place, len }
+    }
+
+    /// The blocks of a run that the writer, or a reader that is pinned, has found.
+    #[inline]
+    pub(super) fn blocks(&self, run: &Run<'_>) -> &[u64] {
+        // SAFETY: the blocks were written before the extent was published, and what a reader may look at is not
+        // written again: room behind a shortened run, and that of runs which are gone, waits for the epoch, and runs
+        // are lengthened behind their end only. The writer does not write while it reads.
+        unsafe { self.locals.frozen(run.place, run.len as usize) }
+    }
+
+    /// The run that begins with `local` behind the first `offset` blocks of `parent`.
+    #[inline]
+    pub(super) fn child(&self, parent: RunId, offset: u32, local: u64) -> Option<Run<'_>> {
+        let hash = child_hash(parent, offset, local);
+        let table = self.children[child_part(hash)].load(Acquire);
+        if table == 0 {
+            return None;
+        }
+        let (place, bits) = halves(table);
+        let entries = self.lists.slice(place, 1 << bits);
+        let mask = entries.len() - 1;
+        let mut at = (hash >> 32) as usize & mask;
+        loop {
+            let (tag, id) = match entries[at].load(Acquire) {
+                0 => return None,
+                entry => halves(entry),
+            };
+            if tag == hash as u32 && id != 0 {
+                let run = self.run(id);
+                if run.header[ORIGIN].load(Relaxed) == pair(parent, offset)
+                    && run.len > 0
+                    && self.locals.slice(run.place, 1)[0].load(Relaxed) == local
+                {
+                    return Some(run);
+                }
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    /// The list of a run's holders, if they are not in the header.
+    #[inline]
+    pub(super) fn holder_list(&self, header: &[AtomicU64; HEADER]) -> Option<&[AtomicU64]> {
+        match header[LIST].load(Acquire) {
+            0 => None,
+            list => {
+                let (place, bits) = halves(list);
+                Some(self.lists.slice(place, 1 << bits))
+            }
+        }
+    }
+
+    /// Blocks that a slot holds.
+    pub(super) fn slot_blocks(&self, slot: Slot) -> u32 {
+        if slot.index() >= self.slot_limit.load(Acquire) {
+            return 0;
+        }
+        let (owner, blocks) = halves(self.slots.slice(slot.index() as Place, 1)[0].load(Relaxed));
+        if owner == slot.to_bits() { blocks } else { 0 }
+    }
+
+    /// Says how many blocks a slot holds. Only the writer calls it.
+    pub(super) fn set_slot_blocks(&self, slot: Slot, blocks: u32) {
+        let index = slot.index() as Place;
+        self.slots.slice(index, 1)[0].store(pair(slot.to_bits(), blocks), Relaxed);
+        let word = &self.held.slice(index / 2, 1)[0];
+        let (odd, even) = halves(word.load(Relaxed));
+        let new = if index.is_multiple_of(2) { pair(odd, blocks) } else { pair(blocks, even) };
+        word.store(new, Relaxed);
+    }
+
+    /// The blocks of all slots, by slot index.
+    #[inline]
+    pub(super) fn all_slot_blocks(&self, held: &mut Vec<u32>) {
+        let limit = self.slot_limit.load(Acquire);
+        let words = limit.div_ceil(2);
+        if held.len() != words * 2 {
+            held.resize(words * 2, 0);
+        }
+        for (chunk, held) in held.chunks_mut(2 * SLOTS_PER_CHUNK).enumerate() {
+            let words = self.held.slice((chunk * SLOTS_PER_CHUNK) as Place, held.len() / 2);
+            for (word, held) in words.iter().zip(held.chunks_exact_mut(2)) {
+                let (odd, even) = halves(word.load(Relaxed));
+                (held[0], held[1]) = (even, odd);
+            }
+        }
+    }
+
+    /// Makes words for the slots below `limit`. Only the writer calls it.
+    pub(super) fn add_slots(&self, limit: usize) {
+        let before = self.slot_limit.load(Relaxed);
+        for chunk in before.div_ceil(SLOTS_PER_CHUNK)..limit.div_ceil(SLOTS_PER_CHUNK) {
+            self.slots.add_chunk(chunk);
+        }
+        for chunk in before.div_ceil(2 * SLOTS_PER_CHUNK)..limit.div_ceil(2 * SLOTS_PER_CHUNK) {
+            self.held.add_chunk(chunk);
+        }
+        for index in before..limit {
+            self.set_slot_blocks(Slot::new(index as u32, 0), 0);
+        }
+        self.slot_limit.store(limit, Release);
+    }
+
+    pub(super) fn own_bytes(&self) -> usize {
+        let limit = self.slot_limit.load(Relaxed);
+        let slot_chunks = limit.div_ceil(SLOTS_PER_CHUNK) + limit.div_ceil(2 * SLOTS_PER_CHUNK);
+        size_of::<Self>()
+            + size_of_val(&*self.children)
+            + self.epochs.bytes()
+            + slot_chunks * Slots::CHUNK_BYTES
+            + 2 * Slots::directory_bytes(slot_chunks)
+    }
+}

@@ -1,0 +1,276 @@
+//! Stored events.
+
+use std::sync::atomic::Ordering::{Relaxed, Release};
+
+use dynamo_engine_api::{ExternalBlockHash, StoredBlock};
+use dynamo_tokens::LocalBlockHash;
+
+use super::{
+    ApplyError, At, RunIndex,
+    columns::{MAX_RUN, UNIT},
+    header::{EXTENT, Holding, ORIGIN, ROOT, RunId, pair},
+    holes::Bits,
+    limbo::Retired,
+    names::hash,
+    shared::child_hash,
+};
+use crate::Slot;
+
+/// A run of up to this many blocks moves to larger room when it is appended to; a longer one is continued by another.
+const MAX_MOVED: u32 = 256;
+/// This many blocks and more are a run of their own, rather than that a shorter run moves for them.
+const WORTH_A_RUN: u32 = 64;
+/// Blocks whose lines in the table of names are asked for at the beginning.
+const SOON: usize = 4;
+
+impl RunIndex {
+    pub(super) fn store(
+        &mut self,
+        slot: Slot,
+        parent: Option<ExternalBlockHash>,
+        blocks: &[StoredBlock],
+    ) -> Result<(), ApplyError> {
+        let mut before = parent;
+        for block in blocks {
+            if before.replace(block.block_hash) == Some(block.block_hash) {
+                return Err(ApplyError::InvalidBlock);
+            }
+        }
+        // Most stores are of new blocks: their lines of the table come while the parent is looked up.
+        for block in blocks.iter().take(SOON) {
+            self.names.prefetch(hash(block.block_hash.0));
+        }
+        let (mut run, mut offset) = match parent {
+            Some(parent) => {
+                let at = self.named(slot, parent.0).ok_or(ApplyError::ParentBlockNotFound)?;
+                (at.run, at.offset + 1)
+            }
+            None => (ROOT, 0),
+        };
+        let mut is_whole = run == ROOT || self.is_whole(run, slot, offset);
+        let mut rest = blocks;
+        while let Some(first) = rest.first() {
+            let known = if run == ROOT { 0 } else { self.known(run, offset, rest) };
+            let taken = if known > 0 {
+                self.hold_known(slot, At { run, offset }, &rest[..known], is_whole)?
+            } else if let Some(child) = self.shared.child(run, offset, first.tokens_hash.0) {
+                (run, offset) = (child.id, 0);
+                continue;
+            } else {
+                let at = self.create(run, offset, rest)?;
+                let taken = self.fill(slot, at, rest, is_whole)?;
+                (run, offset) = (at.run, at.offset);
+                taken
+            };
+            offset += taken as u32;
+            is_whole = self.is_whole(run, slot, offset);
+            rest = &rest[taken..];
+        }
+        Ok(())
+    }
+
+    /// How many of `blocks` lie in the run from `offset` on.
+    fn known(&self, run: RunId, offset: u32, blocks: &[StoredBlock]) -> usize {
+        let run = self.shared.run(run);
+        let stored = &self.shared.blocks(&run)[offset as usize..];
+        stored.iter().zip(blocks).take_while(|(stored, block)| **stored == block.tokens_hash.0).count()
+    }
+
+    /// Lets a slot hold blocks that are there. Returns how many: a name that moves may take others with it.
+    fn hold_known(
+        &mut self,
+        slot: Slot,
+        at: At,
+        blocks: &[StoredBlock],
+        is_whole: bool,
+    ) -> Result<usize, ApplyError> {
+        if self.are_names_plain() {
+            let names = self.columns.names(self.place(at), blocks.len());
+            if names.iter().zip(blocks).all(|(name, block)| *name == block.block_hash.0) {
+                self.hold(slot, at.run, at.offset, blocks.len() as u32, is_whole)?;
+                return Ok(blocks.len());
+            }
+        }
+        for (number, block) in blocks.iter().enumerate() {
+            let at = At { offset: at.offset + number as u32, ..at };
+            if at.offset >= self.len(at.run) {
+                return Ok(number);
+            }
+            // A name that moved may have been that of a block above.
+            let is_whole = if at.offset == 0 { is_whole } else { self.is_whole(at.run, slot, at.offset) };
+            self.hold_as(slot, at, block.block_hash.0, is_whole)?;
+        }
+        Ok(blocks.len())
+    }
+
+    /// Lets a slot hold `count` blocks of a run. `is_whole` says that it lacks nothing above the first of them.
+    pub(super) fn hold(
+        &mut self,
+        slot: Slot,
+        run: RunId,
+        offset: u32,
+        count: u32,
+        is_whole: bool,
+    ) -> Result<(), ApplyError> {
+        self.room_for_holder(run, slot)?;
+        let before = self.holding(run, slot);
+        let end = offset + count;
+        let mut after = before;
+        let added;
+        if let Some(mut bits) = self.holes.take(run, slot) {
+            added = bits.put(offset, end, true);
+            after.blocks = bits.stretch(0);
+            if after.blocks < bits.end() {
+                self.holes.put(run, slot, bits);
+            }
+        } else if offset <= before.blocks {
+            after.blocks = before.blocks.max(end);
+            added = after.blocks - before.blocks;
+        } else {
+            let mut bits = Bits::leading(before.blocks);
+            added = bits.put(offset, end, true);
+            self.holes.put(run, slot, bits);
+        }
+        if before.blocks == 0 && after.blocks > 0 {
+            after.is_cut_off = !is_whole;
+        }
+        if after != before {
+            self.put_holding(run, slot, after);
+            if !after.is_cut_off && self.slots[slot.index()].cut_off > 0 {
+                self.pass_on(slot, run, before.blocks, after.blocks, false);
+            }
+        }
+        self.count(slot, added, 0);
+        Ok(())
+    }
+
+    /// A slot's run of blocks from the root now reaches, or does not reach any more, the blocks of a run behind the
+    /// first `after` up to `upto`: what hangs there counts, or does not.
+    pub(super) fn pass_on(&mut self, slot: Slot, run: RunId, after: u32, upto: u32, is_cut_off: bool) {
+        let mut visit = std::mem::take(&mut self.visit);
+        self.children_between(run, after, upto, &mut visit);
+        while let Some(child) = visit.pop() {
+            let holding = self.holding(child, slot);
+            if holding.blocks > 0 && holding.is_cut_off != is_cut_off {
+                self.put_holding(child, slot, Holding { is_cut_off, ..holding });
+                self.children_between(child, 0, holding.blocks, &mut visit);
+            }
+        }
+        self.visit = visit;
+    }
+
+    /// Finds or makes room behind the first `offset` blocks of `run` for some of `blocks`, none of which is there.
+    /// Returns where the first goes.
+    fn create(&mut self, run: RunId, offset: u32, blocks: &[StoredBlock]) -> Result<At, ApplyError> {
+        let wanted = u32::try_from(blocks.len()).unwrap_or(u32::MAX).min(MAX_RUN);
+        if run != ROOT && offset == self.len(run) && self.make_room_behind(run, wanted) {
+            return Ok(At { run, offset });
+        }
+        let first = blocks[0].tokens_hash.0;
+        self.room_for_child(child_hash(run, offset, first))?;
+        let id = self.new_run().ok_or(ApplyError::Full)?;
+        let units = wanted.div_ceil(UNIT);
+        let Some(place) = self.columns.take(units, id, &self.shared.locals) else {
+            self.retire(Retired::Run(id));
+            return Err(ApplyError::Full);
+        };
+        self.cold[id as usize].units = units as u16;
+        let header = self.shared.header(id);
+        header[ORIGIN].store(pair(run, offset), Relaxed);
+        header[EXTENT].store(pair(place, 0), Relaxed);
+        Ok(At { run: id, offset: 0 })
+    }
+
+    /// Makes room for at least one block behind the end of a run, without changing what readers see.
+    fn make_room_behind(&mut self, run: RunId, wanted: u32) -> bool {
+        let found = self.shared.run(run);
+        let (place, len) = (found.place, found.len);
+        let cold = self.cold[run as usize];
+        // A reader that sees the run longer must not take the new blocks for the old ones.
+        if !self.has_passed_or_none(cold.epoch) {
+            return false;
+        }
+        let units = u32::from(cold.units);
+        let needed = len.saturating_add(wanted).min(MAX_RUN).div_ceil(UNIT);
+        if needed > units && self.columns.extend(place + units * UNIT, needed - units, run) {
+            self.cold[run as usize].units = needed as u16;
+            return true;
+        }
+        if len < units * UNIT {
+            return true;
+        }
+        if needed <= units || len > MAX_MOVED || wanted >= WORTH_A_RUN {
+            return false;
+        }
+        // Room for as many again as it has, at least a quarter: so a block moves about three times in a long decode.
+        let roomy = (needed + needed / 4).max(units + 1);
+        let Some(new) = self.columns.take(roomy, run, &self.shared.locals) else { return false };
+        self.columns.copy(place, new, len as usize, &self.shared.locals);
+        self.shared.header(run)[EXTENT].store(pair(new, len), Release);
+        for number in 0..len {
+            let name = self.columns.name(place + number);
+            self.names.replace(hash(name), place + number, new + number, &self.columns);
+        }
+        self.cold[run as usize].units = roomy as u16;
+        self.retire(Retired::Blocks { place, units });
+        true
+    }
+
+    fn has_passed_or_none(&mut self, epoch: u64) -> bool {
+        epoch == 0 || self.has_passed(epoch)
+    }
+
+    /// Writes blocks into the room behind the end of a run and lets a slot hold them. Returns how many.
+    fn fill(
+        &mut self,
+        slot: Slot,
+        at: At,
+        blocks: &[StoredBlock],
+        is_whole: bool,
+    ) -> Result<usize, ApplyError> {
+        let (place, len) = {
+            let found = self.shared.run(at.run);
+            (found.place, found.len)
+        };
+        let is_new = len == 0;
+        let room = u32::from(self.cold[at.run as usize].units) * UNIT - len;
+        let count = blocks.len().min(room as usize);
+        let blocks = &blocks[..count];
+        let start = place + len;
+        for (word, block) in self.shared.locals.slice(start, count).iter().zip(blocks) {
+            let LocalBlockHash(local) = block.tokens_hash;
+            word.store(local, Relaxed);
+        }
+        for (name, block) in self.columns.names_mut(start, count).iter_mut().zip(blocks) {
+            *name = block.block_hash.0;
+        }
+        // Before the names are the new blocks', while a look-up finds what they stood for.
+        let olds = if self.aliases.is_empty() {
+            Vec::new()
+        } else {
+            let index = slot.index() as u32;
+            let names = blocks.iter().map(|block| block.block_hash.0);
+            names.filter_map(|name| Some((name, At::of(self.aliases.node(index, name)?)))).collect()
+        };
+        self.shared.header(at.run)[EXTENT].store(pair(place, len + count as u32), Release);
+        self.nodes += count;
+        self.list_names(at.run, start, len, count as u32);
+        let held = self.hold(slot, at.run, at.offset, count as u32, is_whole);
+        if is_new {
+            self.list_child(at.run);
+            self.adopt(at.run);
+        }
+        if let Err(full) = held {
+            self.namesakes.clear();
+            self.trim(at.run);
+            return Err(full);
+        }
+        self.move_names(slot);
+        for (name, old) in olds {
+            if self.aliases.node(slot.index() as u32, name) == Some(old.key()) {
+                self.unname(slot, old, name);
+            }
+        }
+        Ok(count)
+    }
+}
