@@ -16,7 +16,7 @@ LAYERS = [
     {"runtime"},
     {"llm", "mocker"},
     {"worker", "frontend", "trace"},
-    {"simulate"},
+    {"router", "simulate"},
     {"cli", "tests"},
 ]
 PURE = {"tokens", "protocols", "engine-api", "text", "kv-router", "scheduler", "wire"}

@@ -5,10 +5,12 @@
 
 mod http;
 mod metrics;
+mod plane_client;
 mod process;
 mod stack;
 
 pub use http::{Answer, ChatStream, Event, get, post, stream_chat};
 pub use metrics::Metrics;
+pub use plane_client::{HeldBlock, PlaneClient, held_blocks};
 pub use process::Process;
-pub use stack::{Frontend, Stack, Worker, WorkerOptions, eventually};
+pub use stack::{Frontend, Indexer, RouterProcess, Stack, Worker, WorkerOptions, eventually};

@@ -84,6 +84,25 @@ impl Process {
         let _ = kill_process(pid, signal);
     }
 
+    /// Stops it, and waits until none of its threads runs any more: on a loaded machine that takes a moment.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+        let tasks = PathBuf::from(format!("/proc/{}/task", self.id()));
+        let stopped = |task: &Path| {
+            let stat = fs::read_to_string(task.join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let mut threads = fs::read_dir(&tasks).expect("it has threads");
+            if threads.all(|task| task.is_ok_and(|task| stopped(&task.path()))) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "it does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// The exit status, if it ends within the limit.
     pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + limit;

@@ -52,6 +52,22 @@ pub struct Worker {
     pub system: String,
 }
 
+/// A running router of any kind.
+pub struct RouterProcess {
+    /// Its process.
+    pub process: Process,
+    /// Its system server, `127.0.0.1:port`.
+    pub system: String,
+}
+
+/// A running indexer.
+pub struct Indexer {
+    /// Its process.
+    pub process: Process,
+    /// `127.0.0.1:port`.
+    pub address: String,
+}
+
 /// Tries until `attempt` gives something, for at most `limit`.
 pub fn eventually<T>(what: &str, limit: Duration, mut attempt: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
@@ -121,6 +137,27 @@ impl Stack {
     }
 }
 
+impl Stack {
+    /// Starts `dynamo router` or another command with a system server, and waits until that listens.
+    pub fn router(&mut self, arguments: &[&str]) -> RouterProcess {
+        let mut process = self.start("dynamo", arguments);
+        let system = process.wait_for_output("system     http://", START_LIMIT);
+        RouterProcess { process, system }
+    }
+
+    /// Starts an indexer on a free port, and waits until it listens.
+    pub fn indexer(&mut self, more: &[&str]) -> Indexer {
+        let mut process = self.start("dynamo", &[&["indexer", "--port", "0"], more].concat());
+        let address = process.wait_for_output("address    http://", START_LIMIT);
+        Indexer { process, address }
+    }
+
+    /// The discovery folder.
+    pub fn discovery(&self) -> PathBuf {
+        self.folder.path().join("discovery")
+    }
+}
+
 impl Default for Stack {
     fn default() -> Self {
         Self::new()
@@ -149,5 +186,30 @@ impl Worker {
     /// Its metrics now.
     pub fn metrics(&self) -> Metrics {
         Metrics::parse(&get(&self.system, "/metrics").expect("the worker answers").body)
+    }
+}
+
+impl RouterProcess {
+    /// Whether it says that it is ready.
+    pub fn is_ready(&self) -> bool {
+        get(&self.system, "/health").is_ok_and(|answer| answer.status == 200)
+    }
+
+    /// Waits until it says that it is ready.
+    pub fn wait_until_ready(&self) {
+        eventually("the router is ready", START_LIMIT, || self.is_ready().then_some(()));
+    }
+
+    /// Its metrics now.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::parse(&get(&self.system, "/metrics").expect("the router answers").body)
+    }
+}
+
+impl Indexer {
+    /// Waits until it has taken over from its peers, or has none.
+    pub fn wait_until_ready(&self) {
+        let ready = || get(&self.address, "/health").is_ok_and(|answer| answer.status == 200);
+        eventually("the indexer is ready", START_LIMIT, || ready().then_some(()));
     }
 }

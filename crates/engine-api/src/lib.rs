@@ -21,4 +21,6 @@ pub use kv_event::{
     StoredBlock,
 };
 pub use output::{CompletionUsage, EngineOutput, FinishReason, PromptTokensDetails, StopReason};
-pub use request::{OutputOptions, PreprocessedRequest, RoutingHints, SamplingOptions, StopConditions};
+pub use request::{
+    LatencyTargets, OutputOptions, PreprocessedRequest, RoutingHints, SamplingOptions, StopConditions,
+};

@@ -27,6 +27,18 @@ pub struct PreprocessedRequest {
     pub annotations: Vec<String>,
     /// What the router decided, or the client asked it to.
     pub routing: RoutingHints,
+    /// What the client hopes for, where there are pools to choose from.
+    pub router: LatencyTargets,
+}
+
+/// Latency that a client hopes for: a router over pools chooses by it. Milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LatencyTargets {
+    /// To the first token.
+    pub ttft_target: Option<f64>,
+    /// Between tokens.
+    pub itl_target: Option<f64>,
 }
 
 /// When to stop. Text stop strings stay in the frontend, which sees the text.

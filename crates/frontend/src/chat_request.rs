@@ -1,7 +1,7 @@
 //! From the public request to what a model is asked.
 
 use axum::http::HeaderMap;
-use dynamo_engine_api::SamplingOptions;
+use dynamo_engine_api::{LatencyTargets, SamplingOptions};
 use dynamo_llm::{ChatRequest, MAX_SESSION_ID, RoutingWishes, Session};
 use dynamo_protocols::ChatCompletionRequest;
 use serde_json::Value;
@@ -109,12 +109,22 @@ pub(crate) fn chat_request(request: ChatCompletionRequest, headers: RoutingHeade
         dp_rank: headers.dp_rank.or(nvext.dp_rank),
         expected_output_tokens: nvext.expected_output_tokens(),
         cache_salt: request.cache_salt.or_else(|| nvext.cache_salt.take()),
+        latency_targets: latency_targets(nvext.router.as_ref()),
         routing: RoutingWishes {
             priority_jump: headers.priority.map_or(hints.priority_jump(), |jump| f64::from(jump).max(0.0)),
             strict_priority: headers.strict_priority.or(hints.strict_priority).unwrap_or(0),
             session: None,
         },
     }
+}
+
+/// A hint: what makes no sense in it counts as not given.
+fn latency_targets(router: Option<&Value>) -> LatencyTargets {
+    let target = |name| {
+        let milliseconds = router?.get(name)?.as_f64()?;
+        (milliseconds.is_finite() && milliseconds >= 0.0).then_some(milliseconds)
+    };
+    LatencyTargets { ttft_target: target("ttft_target"), itl_target: target("itl_target") }
 }
 
 #[cfg(test)]
@@ -129,6 +139,17 @@ mod tests {
         let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         parse_chat_request(&serde_json::to_vec(&body).unwrap(), UnknownFields::Refuse).unwrap()
+    }
+
+    #[test]
+    fn latency_targets_are_numbers_of_milliseconds_or_not_given() {
+        let targets = |router: Value| {
+            let body = json!({"nvext": {"router": router}});
+            chat_request(request(body), RoutingHeaders::default()).latency_targets
+        };
+        let given = targets(json!({"ttft_target": 200, "itl_target": 12.5}));
+        assert_eq!((given.ttft_target, given.itl_target), (Some(200.0), Some(12.5)));
+        assert_eq!(targets(json!({"ttft_target": "fast", "itl_target": -1})), LatencyTargets::default());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use dynamo_engine_api::{CompletionUsage, FinishReason, SamplingOptions, StopReason};
+use dynamo_engine_api::{CompletionUsage, FinishReason, LatencyTargets, SamplingOptions, StopReason};
 use dynamo_kv_router::{BusyThresholds, ConfigError};
 use dynamo_protocols::ChatMessage;
 
@@ -142,6 +142,8 @@ pub struct ChatRequest {
     pub expected_output_tokens: Option<u32>,
     /// Separates caches of tenants.
     pub cache_salt: Option<String>,
+    /// What the client hopes for, where there are pools to choose from.
+    pub latency_targets: LatencyTargets,
     /// Its place among others.
     pub routing: RoutingWishes,
 }

@@ -25,6 +25,7 @@ pub(crate) struct CatalogMetrics {
     active_bytes: IntGaugeVec,
     index_blocks: IntGaugeVec,
     index_bytes: IntGaugeVec,
+    cold_workers: IntGaugeVec,
     events: IntCounterVec,
     /// What each model's index had counted when it was last looked at: the family grows by the difference, and does not
     /// shrink when a model leaves. No more than there are models.
@@ -80,6 +81,11 @@ impl CatalogMetrics {
                 "Memory of the prefix index",
                 &["model"],
             )?,
+            cold_workers: metrics.gauge_vec(
+                "dynamo_kvrouter_cold_workers",
+                "Workers that are routed to as if they held nothing, for their dump is not in",
+                &["model"],
+            )?,
             events: metrics.counter_vec(
                 "dynamo_kvrouter_kv_cache_events_applied",
                 "KV cache events that reached the prefix index, by outcome",
@@ -103,6 +109,7 @@ impl CatalogMetrics {
             &self.active_bytes,
             &self.index_blocks,
             &self.index_bytes,
+            &self.cold_workers,
         ] {
             family.reset();
         }
@@ -116,6 +123,7 @@ impl CatalogMetrics {
                 self.prefill_tokens.with_label_values(&labels).add(load.prefill_tokens as i64);
                 self.active_requests.with_label_values(&labels).add(i64::from(load.requests));
             }
+            self.cold_workers.with_label_values(&[name]).set(served.cold_workers() as i64);
             let depth = served.router().queue_depth();
             let labels = [name.as_str(), WORKER_TYPE, POLICY_CLASS];
             self.queue_requests.with_label_values(&labels).set(depth.requests as i64);

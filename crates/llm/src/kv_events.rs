@@ -20,6 +20,7 @@ use tokio::{
 use crate::{
     kv_orders::{Answered, Ask, KvOrders, Outcome, Step},
     router::Router,
+    warmup::Warmup,
 };
 
 /// News of workers on their way to the follower. Workers come and go seldom; who sends waits for room.
@@ -54,6 +55,7 @@ pub(crate) struct Follower {
     /// Asks workers for what was lost.
     queries: Client,
     turns: Arc<Semaphore>,
+    warmup: Arc<Warmup>,
     scope: TaskScope,
     orders: KvOrders,
     outcomes: mpsc::Sender<Outcome>,
@@ -65,13 +67,14 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    pub(crate) fn new(router: Arc<Router>, queries: Client, scope: TaskScope) -> Self {
+    pub(crate) fn new(router: Arc<Router>, queries: Client, warmup: Arc<Warmup>, scope: TaskScope) -> Self {
         let (outcomes, arrived) = mpsc::channel(WORKER_NEWS_CAPACITY);
         let turns = Arc::new(Semaphore::new(CONCURRENT_QUERIES));
         Self {
             router,
             queries,
             turns,
+            warmup,
             scope,
             orders: KvOrders::default(),
             outcomes,
@@ -98,7 +101,10 @@ impl Follower {
                     Some(EventItem::Gap { .. } | EventItem::PublisherGone(_)) => {}
                     None => return,
                 },
-                _ = tick.tick() => self.ask_for_dumps(),
+                _ = tick.tick() => {
+                    self.ask_for_dumps();
+                    self.give_up_waiting();
+                }
             }
         }
     }
@@ -106,11 +112,24 @@ impl Follower {
     fn on_news(&mut self, news: WorkerNews) {
         match news {
             WorkerNews::Added { worker_id, epoch, ranks } => {
+                self.warmup.added(worker_id, ranks.clone(), now());
                 for ask in self.orders.add(worker_id, epoch, ranks, now()) {
                     self.ask(ask);
                 }
             }
-            WorkerNews::Removed { worker_id } => self.orders.remove(worker_id),
+            WorkerNews::Removed { worker_id } => {
+                self.warmup.removed(worker_id);
+                self.orders.remove(worker_id);
+            }
+        }
+    }
+
+    fn give_up_waiting(&self) {
+        for worker_id in self.warmup.expire(now()) {
+            tracing::warn!(
+                worker_id,
+                "what a worker holds did not come in time: it is routed to as if it held nothing"
+            );
         }
     }
 
@@ -140,7 +159,11 @@ impl Follower {
             }
             let rank = WorkerRank { worker_id, dp_rank: event.dp_rank };
             match self.orders.observe(rank, epoch, event, now) {
-                Step::Apply(data) => due.push((rank, data)),
+                Step::Apply(data) => {
+                    // Its first event needs no dump.
+                    self.warmup.recovered(rank);
+                    due.push((rank, data));
+                }
                 Step::Ask(ask) => {
                     tracing::info!(worker_id, query = ?ask.request.query, "KV events are missing");
                     self.ask(ask);
@@ -159,6 +182,9 @@ impl Follower {
         }
         let due: Vec<Due> = events.into_iter().map(|data| (rank, data)).collect();
         self.apply(epoch, &due).await;
+        if replace {
+            self.warmup.recovered(rank);
+        }
         if gave_up {
             tracing::warn!(
                 worker_id = rank.worker_id,

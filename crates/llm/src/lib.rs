@@ -7,6 +7,7 @@ mod api;
 mod card;
 mod catalog;
 mod catalog_metrics;
+mod endpoint_router;
 mod files;
 mod generation;
 mod keeper;
@@ -16,8 +17,10 @@ mod model;
 mod model_fetch;
 mod preprocess;
 mod retry;
+mod routed_endpoint;
 mod router;
 mod served_model;
+mod warmup;
 mod worker_sync;
 
 pub use api::{
@@ -26,6 +29,7 @@ pub use api::{
 };
 pub use card::{CardError, CardOptions, ModelCard, RuntimeConfigCard};
 pub use catalog::{Catalog, CatalogConfig};
+pub use endpoint_router::{EndpointRouter, EndpointRouterConfig, EndpointStatus, HeldBooking, RoutedStream};
 pub use dynamo_kv_router::{BusyThresholds, ConfigError as RouterConfigError, MAX_SESSION_ID};
 pub use files::{FileCache, FileError, MAX_FILE_BYTES, ModelFile, ModelFileKind};
 pub use preprocess::LoadError;

@@ -205,6 +205,7 @@ impl Preprocessor {
             mdc_sum: Some(self.checksum.clone()),
             annotations: request.annotations.clone(),
             routing,
+            router: request.latency_targets,
         }
     }
 

@@ -31,6 +31,8 @@ pub(crate) use request::{RouteRequest, RoutedWorker};
 
 use crate::GenerateError;
 
+mod advice;
+
 /// Scratch buffers kept for reuse; more are made when more requests route at the same instant, and dropped after.
 const KEPT_SCRATCH: usize = 16;
 
@@ -102,6 +104,10 @@ impl Router {
     /// Whether it speaks with other routers.
     pub(crate) fn syncs_replicas(&self) -> bool {
         self.replicas.is_some()
+    }
+
+    pub(crate) fn block_size(&self) -> BlockSize {
+        self.block_size
     }
 
     /// The index, for whoever applies events.

@@ -1,26 +1,22 @@
 //! One model made ready.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::Arc;
 
-use dynamo_kv_router::ACTIVE_SEQUENCES_TOPIC;
-use dynamo_runtime::{EndpointId, EventScope, TaskScope, WorkerId, events::EventPlaneError};
+use dynamo_runtime::{EndpointId, TaskScope, WorkerId};
 use dynamo_tokens::BlockSize;
-use tokio::sync::{mpsc, watch};
 
 use crate::{
-    KV_EVENTS_TOPIC, KV_QUERY_ENDPOINT, ModelCard, ModelInfo,
+    ModelCard, ModelInfo,
     catalog::{Builder, unix_seconds},
     files::MAX_FILE_BYTES,
     keeper::Registered,
-    kv_events::{Follower, WORKER_NEWS_CAPACITY, WorkerNews},
     model::RoutedModel,
     model_fetch::collect_files,
     preprocess::{LoadError, Preprocessor},
+    routed_endpoint::{FollowError, RoutedEndpoint},
     router::Router,
-    worker_sync::{WorkerCard, WorkerCards, WorkerSync},
+    warmup::DUMP_PATIENCE,
+    worker_sync::{WorkerCard, WorkerCards},
 };
 
 /// Why a model could not be made ready.
@@ -35,9 +31,7 @@ pub(crate) enum BuildError {
     #[error("kv_cache_block_size is 0")]
     NoBlockSize,
     #[error(transparent)]
-    Router(#[from] dynamo_kv_router::ConfigError),
-    #[error(transparent)]
-    Events(#[from] EventPlaneError),
+    Follow(#[from] FollowError),
     #[error("{0}")]
     Internal(String),
 }
@@ -47,9 +41,7 @@ pub(crate) struct ServedModel {
     model: Arc<RoutedModel>,
     endpoint: EndpointId,
     checksum: String,
-    cards: watch::Sender<WorkerCards>,
-    routed: Arc<AtomicUsize>,
-    scope: TaskScope,
+    routed: RoutedEndpoint,
 }
 
 impl ServedModel {
@@ -68,24 +60,19 @@ impl ServedModel {
             .await
             .map_err(|error| BuildError::Internal(error.to_string()))??;
         let meters = builder.router_metrics.of_model(&card.display_name);
-        let router_id = builder.runtime.incarnation().worker_id.get();
-        let router = Arc::new(Router::new(builder.router.clone(), block_size, router_id, meters)?);
-        sync_replicas(builder, &router, endpoint, &scope).await?;
-        let client = builder.runtime.client(endpoint.clone());
-        let news = follow_events(builder, &router, endpoint, &scope).await?;
-        let (cards, changes) = watch::channel(WorkerCards::default());
-        let routed = Arc::new(AtomicUsize::new(0));
-        let sync = WorkerSync::new(router.clone(), news, routed.clone());
-        scope.spawn("workers", sync.run(client.clone(), changes, scope.clone()));
+        let (runtime, config) = (&builder.runtime, builder.router.clone());
+        let starting =
+            RoutedEndpoint::start(runtime, config, endpoint, block_size, DUMP_PATIENCE, meters, scope);
+        let routed = starting.await?;
         let model = RoutedModel {
             info: info_of(card),
             preprocessor: Arc::new(preprocessor),
-            router,
-            client,
+            router: routed.router.clone(),
+            client: routed.client.clone(),
             tokenizing: builder.tokenizing.clone(),
         };
         let (endpoint, checksum) = (endpoint.clone(), checksum.clone());
-        Ok(Self { model: Arc::new(model), endpoint, checksum, cards, routed, scope })
+        Ok(Self { model: Arc::new(model), endpoint, checksum, routed })
     }
 
     pub(crate) fn model(&self) -> Arc<RoutedModel> {
@@ -94,6 +81,11 @@ impl ServedModel {
 
     pub(crate) fn router(&self) -> &Arc<Router> {
         &self.model.router
+    }
+
+    /// Workers that are routed to as if they held nothing, for what they hold is not known.
+    pub(crate) fn cold_workers(&self) -> usize {
+        self.routed.warmup().cold_workers()
     }
 
     pub(crate) fn endpoint(&self) -> &EndpointId {
@@ -107,7 +99,7 @@ impl ServedModel {
 
     /// Whether requests go to somebody, also if only to workers in doubt.
     pub(crate) fn has_workers(&self) -> bool {
-        self.routed.load(Ordering::Relaxed) > 0
+        self.routed.has_workers()
     }
 
     /// Says which workers have registered it, and which have registered something else under its name.
@@ -124,16 +116,12 @@ impl ServedModel {
             own: own.iter().map(of).collect(),
             others: others.map(|registered| registered.incarnation.worker_id.get()).collect(),
         };
-        self.cards.send_if_modified(|known| {
-            let changed = *known != cards;
-            *known = cards;
-            changed
-        });
+        self.routed.set_workers(cards);
     }
 
     /// Ends its tasks. Requests that run go on to their end.
     pub(crate) fn close(&self) {
-        self.scope.cancel();
+        self.routed.close();
     }
 }
 
@@ -149,42 +137,4 @@ fn info_of(card: &ModelCard) -> ModelInfo {
         max_num_batched_tokens: runtime.max_num_batched_tokens,
         migration_limit: card.migration_limit,
     }
-}
-
-/// Lets the router speak with others of the same workers, if it is to.
-async fn sync_replicas(
-    builder: &Builder,
-    router: &Arc<Router>,
-    endpoint: &EndpointId,
-    scope: &TaskScope,
-) -> Result<(), BuildError> {
-    if !router.syncs_replicas() {
-        return Ok(());
-    }
-    let events = EventScope::component(endpoint.namespace.clone(), endpoint.component.clone());
-    let plane = builder.runtime.event_plane();
-    let subscriber = plane.subscribe(events.clone(), ACTIVE_SEQUENCES_TOPIC).await?;
-    let publisher = plane.publisher(events, ACTIVE_SEQUENCES_TOPIC).await?;
-    scope.spawn("replicas", router.clone().sync_replicas(publisher, subscriber, scope.clone()));
-    Ok(())
-}
-
-/// Subscribes to KV events where they matter, and starts the follower.
-async fn follow_events(
-    builder: &Builder,
-    router: &Arc<Router>,
-    endpoint: &EndpointId,
-    scope: &TaskScope,
-) -> Result<Option<mpsc::Sender<WorkerNews>>, BuildError> {
-    if !router.wants_events() {
-        return Ok(None);
-    }
-    let events = EventScope::component(endpoint.namespace.clone(), endpoint.component.clone());
-    let subscriber = builder.runtime.event_plane().subscribe(events, KV_EVENTS_TOPIC).await?;
-    let queries = EndpointId { endpoint: KV_QUERY_ENDPOINT.to_owned(), ..endpoint.clone() };
-    let queries = builder.runtime.client(queries);
-    let (news, received) = mpsc::channel(WORKER_NEWS_CAPACITY);
-    let follower = Follower::new(router.clone(), queries, scope.clone());
-    scope.spawn("kv-events", follower.run(subscriber, received));
-    Ok(Some(news))
 }

@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use dynamo_cli::{
-    CountingAllocator, FrontendArgs, ServeArgs, WorkerArgs, run_bench, run_frontend, run_serve, run_simulate,
-    run_trace, run_worker,
+    CountingAllocator, FrontendArgs, GlobalRouterArgs, IndexerArgs, RouterCommandArgs, ServeArgs, WorkerArgs,
+    run_bench, run_frontend, run_global_router, run_indexer, run_router, run_serve, run_simulate, run_trace,
+    run_worker,
 };
 use dynamo_simulate::SimulateArgs;
 use dynamo_trace::{BenchArgs, TraceArgs};
@@ -34,6 +35,12 @@ enum What {
     Frontend(Box<FrontendArgs>),
     /// Simulated workers that frontends find through discovery
     Worker(Box<WorkerArgs>),
+    /// The router of one endpoint as a process of its own
+    Router(Box<RouterCommandArgs>),
+    /// A router over pools, each with a router of its own
+    GlobalRouter(Box<GlobalRouterArgs>),
+    /// Says over HTTP which engine holds how much of a prompt
+    Indexer(Box<IndexerArgs>),
     /// Load an OpenAI-compatible server, and say what it can do
     Bench(Box<BenchArgs>),
     /// Check, describe, make and convert traces of requests
@@ -48,6 +55,9 @@ fn main() -> ExitCode {
         What::Serve(args) => run_serve(*args),
         What::Frontend(args) => run_frontend(*args),
         What::Worker(args) => run_worker(*args),
+        What::Router(args) => run_router(*args),
+        What::GlobalRouter(args) => run_global_router(*args),
+        What::Indexer(args) => run_indexer(*args),
         What::Bench(args) => run_bench(*args),
         What::Trace(args) => run_trace(*args),
         What::Simulate(args) => run_simulate(*args),

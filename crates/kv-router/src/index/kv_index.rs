@@ -294,6 +294,12 @@ impl<I: PrefixIndex> KvIndex<I> {
         events
     }
 
+    /// What one rank holds, as events that give the same when applied in order to an empty rank.
+    pub fn dump_rank(&self, worker: WorkerRank) -> Vec<KvCacheEventData> {
+        let slot = self.slots.worker(worker.worker_id).and_then(|known| known.slot(worker.dp_rank));
+        slot.map_or_else(Vec::new, |slot| self.index.dump(slot))
+    }
+
     /// Blocks that a rank holds.
     pub fn held_blocks(&self, worker: WorkerRank) -> u32 {
         let slot = self.slots.worker(worker.worker_id).and_then(|known| known.slot(worker.dp_rank));

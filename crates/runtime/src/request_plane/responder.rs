@@ -115,6 +115,12 @@ impl Responder {
         if open { Ok(()) } else { Err(Closed) }
     }
 
+    /// Resolves when nothing that was pushed waits for the reader's credit: for those who pass on what they read from
+    /// elsewhere, at the reader's pace.
+    pub async fn ready(&self) -> Result<(), Closed> {
+        self.room().await
+    }
+
     async fn room(&self) -> Result<(), Closed> {
         poll_fn(|cx| {
             let serving = self.serving();

@@ -1,0 +1,499 @@
+//! A router for one endpoint, for processes that route for others: preprocessed requests in, opaque items out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use dynamo_engine_api::{DpRank, KvCacheEventData, PreprocessedRequest, encode_request};
+use dynamo_kv_router::{IndexCounts, PotentialLoad, QueueDepth, SlotLoad, WorkerRank};
+use dynamo_runtime::{
+    Change, Client, DistributedRuntime, EndpointId, Incarnation, Instance, InstanceState, Query, Record,
+    RecordKey, TaskScope, WorkerId,
+    metrics::MetricsError,
+    request_plane::{OutgoingRequest, ResponseStream, StreamError},
+};
+use dynamo_tokens::{BlockSize, HashSeed};
+use parking_lot::RwLock;
+
+use crate::{
+    GenerateError, ModelCard, RouterConfig,
+    retry::Candidates,
+    routed_endpoint::RoutedEndpoint,
+    router::{Booking, RouteRequest, RouterMetrics},
+    warmup::DUMP_PATIENCE,
+    worker_sync::{WorkerCard, WorkerCards},
+};
+
+/// How often bookings that expire are looked at, and an endpoint that could not be followed is tried again.
+const TICK: Duration = Duration::from_secs(1);
+/// The code of a request that no worker will serve.
+const INVALID_REQUEST: u16 = 400;
+
+/// What an endpoint's router needs to know.
+#[derive(Clone, Debug)]
+pub struct EndpointRouterConfig {
+    /// Whose requests.
+    pub endpoint: EndpointId,
+    /// How a worker is chosen.
+    pub router: RouterConfig,
+    /// Tokens per block; absent: what the workers' cards say. Workers with another size are not used.
+    pub block_size: Option<u32>,
+    /// How long a worker's dump is waited for.
+    pub dump_patience: Duration,
+}
+
+impl EndpointRouterConfig {
+    /// The usual patience.
+    pub const DUMP_PATIENCE: Duration = DUMP_PATIENCE;
+}
+
+/// How an endpoint's router stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct EndpointStatus {
+    /// Whether requests go to somebody.
+    pub has_workers: bool,
+    /// Whether what workers hold is known, or was not to be had in time.
+    pub settled: bool,
+    /// Workers that are routed to as if they held nothing, for their dump is not in.
+    pub cold_workers: usize,
+    /// How often a worker's dump did not come in time.
+    pub late_dumps: usize,
+    /// Workers that are not used because their blocks have another size.
+    pub mismatched_workers: usize,
+    /// The index.
+    pub index: IndexCounts,
+}
+
+/// Routes requests to the workers of one endpoint. Clones are the same one.
+#[derive(Clone)]
+pub struct EndpointRouter {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// There once the size of a block is known.
+    routed: RwLock<Option<Arc<RoutedEndpoint>>>,
+    /// The first worker's card; for those who tell others what is served here.
+    card: RwLock<Option<ModelCard>>,
+    mismatched: RwLock<BTreeSet<u64>>,
+}
+
+/// A request's answer on its way from the worker, with its place in the worker's load.
+pub struct RoutedStream {
+    /// The items. Not to be taken out: the booking ends with it.
+    pub stream: ResponseStream,
+    incarnation: Incarnation,
+    client: Client,
+    booking: Booking,
+}
+
+/// A request that is counted on a worker and is not sent there by this router.
+pub struct HeldBooking(Booking);
+
+impl EndpointRouter {
+    /// Follows the endpoint on tasks of `scope` until that is cancelled.
+    pub fn start(
+        runtime: &DistributedRuntime,
+        config: EndpointRouterConfig,
+        scope: TaskScope,
+    ) -> Result<Self, MetricsError> {
+        let router_id = runtime.incarnation().worker_id.get();
+        let metrics = RouterMetrics::register(runtime.metrics(), router_id)?;
+        let shared = Arc::new(Shared {
+            routed: RwLock::new(None),
+            card: RwLock::new(None),
+            mismatched: RwLock::default(),
+        });
+        let follow = CardFollower {
+            runtime: runtime.clone(),
+            config,
+            metrics,
+            shared: shared.clone(),
+            records: BTreeMap::new(),
+            scope: scope.clone(),
+        };
+        scope.spawn("cards", follow.run());
+        Ok(Self { shared })
+    }
+
+    fn routed(&self) -> Option<Arc<RoutedEndpoint>> {
+        self.shared.routed.read().clone()
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> EndpointStatus {
+        let mismatched_workers = self.shared.mismatched.read().len();
+        let Some(routed) = self.routed() else {
+            return EndpointStatus { mismatched_workers, ..EndpointStatus::default() };
+        };
+        let warmup = routed.warmup();
+        EndpointStatus {
+            has_workers: routed.has_workers(),
+            settled: routed.is_settled(),
+            cold_workers: warmup.cold_workers(),
+            late_dumps: warmup.late_dumps(),
+            mismatched_workers,
+            index: routed.router.index().read().counts(),
+        }
+    }
+
+    /// Whether requests go to somebody.
+    pub fn has_workers(&self) -> bool {
+        self.routed().is_some_and(|routed| routed.has_workers())
+    }
+
+    /// Whether what workers hold is known, or was not to be had in time.
+    pub fn is_settled(&self) -> bool {
+        self.routed().is_some_and(|routed| routed.is_settled())
+    }
+
+    /// The card of the first worker that registered.
+    pub fn card(&self) -> Option<ModelCard> {
+        self.shared.card.read().clone()
+    }
+
+    /// Tokens per block, once it is known.
+    pub fn block_size(&self) -> Option<u32> {
+        Some(self.routed()?.router.block_size().get() as u32)
+    }
+
+    /// How much waits for a worker.
+    pub fn queue_depth(&self) -> QueueDepth {
+        self.routed().map_or_else(QueueDepth::default, |routed| routed.router.queue_depth())
+    }
+
+    /// What runs on each rank for this router.
+    pub fn loads(&self) -> Vec<(WorkerRank, SlotLoad)> {
+        self.routed().map_or_else(Vec::new, |routed| routed.router.loads())
+    }
+
+    /// Everything that the index has, as events by rank; for tests and diagnosis. Takes as long as a dump.
+    pub fn dump(&self) -> Vec<(WorkerRank, Vec<KvCacheEventData>)> {
+        let Some(routed) = self.routed() else { return Vec::new() };
+        let ranks: Vec<WorkerRank> = routed.router.loads().into_iter().map(|(rank, _)| rank).collect();
+        let index = routed.router.index().read();
+        ranks.into_iter().map(|rank| (rank, index.dump_rank(rank))).collect()
+    }
+
+    /// Chooses a worker, sends the request there with the choice in its hints, and books it until the stream is dropped.
+    /// A worker that refuses or is gone before it accepts is left for another.
+    pub async fn forward(
+        &self,
+        request: &mut PreprocessedRequest,
+        id: Arc<str>,
+        deadline: Option<Instant>,
+        metadata: Vec<(String, String)>,
+    ) -> Result<RoutedStream, StreamError> {
+        let routed = self.routed().ok_or_else(no_workers)?;
+        let hints = request.routing.clone();
+        let mut candidates = Candidates::avoiding(unavailable(&routed.client));
+        loop {
+            let wanted = route_request(request, &hints, candidates.excluded(), deadline);
+            let booking = match routed.router.route(&wanted).await {
+                Ok(booking) => booking,
+                Err(GenerateError::NoWorkers) if candidates.avoid_nobody() => continue,
+                Err(GenerateError::NoWorkers) => return Err(refusal(candidates.exhausted())),
+                Err(error) => return Err(refusal(error)),
+            };
+            let (worker_id, dp_rank) = booking.worker();
+            request.routing.worker_id = Some(worker_id);
+            request.routing.dp_rank = Some(dp_rank);
+            request.routing.estimated_prefix_hit_blocks = Some(booking.overlap_blocks());
+            let mut payload = Vec::with_capacity(request.token_ids.len() * 3 + 512);
+            encode_request(request, &mut payload);
+            let outgoing = OutgoingRequest {
+                id: id.clone(),
+                payload: Bytes::from(payload),
+                time_left: time_left(deadline)?,
+                metadata: metadata.clone(),
+            };
+            match open(&routed.client, worker_id, outgoing).await {
+                Ok((incarnation, stream)) => {
+                    let client = routed.client.clone();
+                    return Ok(RoutedStream { stream, incarnation, client, booking });
+                }
+                Err(error) if error.is_retriable() && hints.worker_id.is_none() => {
+                    tracing::info!(request_id = %id, worker_id, %error, "asking another worker");
+                    candidates.refused_by(worker_id, matches!(error, StreamError::Overloaded(_)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whom a request would go to, and how many leading blocks of its prompt that one is believed to hold.
+    pub fn best_worker(&self, request: &PreprocessedRequest) -> Result<(WorkerRank, u32), StreamError> {
+        let routed = self.routed().ok_or_else(no_workers)?;
+        let avoided = unavailable(&routed.client);
+        let best =
+            |excluded: &[u64]| routed.router.best_worker(&route_request(request, &request.routing, excluded, None));
+        let found = match best(&avoided) {
+            Err(GenerateError::NoWorkers) if !avoided.is_empty() => best(&[]),
+            found => found,
+        };
+        found.map_err(refusal)
+    }
+
+    /// Chooses a worker and books the request there, for a caller that sends it itself. The choice counts until the
+    /// booking is dropped.
+    pub async fn book(
+        &self,
+        request: &PreprocessedRequest,
+        deadline: Option<Instant>,
+    ) -> Result<(WorkerRank, u32, HeldBooking), StreamError> {
+        let routed = self.routed().ok_or_else(no_workers)?;
+        let avoided = unavailable(&routed.client);
+        let wanted = route_request(request, &request.routing, &avoided, deadline);
+        let booked = match routed.router.route(&wanted).await {
+            Err(GenerateError::NoWorkers) if !avoided.is_empty() => {
+                let anybody = route_request(request, &request.routing, &[], deadline);
+                routed.router.route(&anybody).await
+            }
+            booked => booked,
+        };
+        let booking = booked.map_err(refusal)?;
+        let (worker_id, dp_rank) = booking.worker();
+        Ok((WorkerRank { worker_id, dp_rank }, booking.overlap_blocks(), HeldBooking(booking)))
+    }
+
+    /// What would be on each rank if a request went there.
+    pub fn potential_loads(&self, request: &PreprocessedRequest) -> Result<Vec<PotentialLoad>, StreamError> {
+        let routed = self.routed().ok_or_else(no_workers)?;
+        let wanted = route_request(request, &request.routing, &[], None);
+        Ok(routed.router.potential_loads(&wanted))
+    }
+}
+
+impl RoutedStream {
+    /// The worker and rank that serve it.
+    pub fn worker(&self) -> (u64, DpRank) {
+        self.booking.worker()
+    }
+
+    /// Leading blocks of the prompt that the worker is believed to hold.
+    pub fn overlap_blocks(&self) -> u32 {
+        self.booking.overlap_blocks()
+    }
+
+    /// Items came; each counts as a token. The first ones end the prefill.
+    pub fn on_items(&mut self, items: usize, now: Instant) {
+        self.booking.on_progress(items, now);
+    }
+
+    /// The stream broke off: a worker whose connection is lost is avoided for a while.
+    pub fn on_failure(&mut self, error: &StreamError) {
+        self.booking.release();
+        if *error == StreamError::Disconnected {
+            self.client.report_lost(self.incarnation);
+        }
+    }
+}
+
+impl HeldBooking {
+    /// The first token came.
+    pub fn mark_prefill(&mut self, now: Instant) {
+        self.0.on_progress(0, now);
+    }
+}
+
+fn seed(request: &PreprocessedRequest) -> HashSeed {
+    HashSeed::new(request.routing.lora_name.as_deref(), request.routing.cache_salt.as_deref())
+}
+
+fn route_request<'a>(
+    request: &'a PreprocessedRequest,
+    hints: &dynamo_engine_api::RoutingHints,
+    excluded: &'a [u64],
+    deadline: Option<Instant>,
+) -> RouteRequest<'a> {
+    RouteRequest {
+        tokens: &request.token_ids,
+        seed: seed(request),
+        pinned_worker: hints.worker_id,
+        pinned_rank: hints.dp_rank,
+        expected_output_tokens: hints.expected_output_tokens,
+        excluded,
+        session: None,
+        priority_jump: 0.0,
+        strict_priority: 0,
+        deadline,
+    }
+}
+
+fn no_workers() -> StreamError {
+    StreamError::Unavailable("no worker of this endpoint is known".to_owned())
+}
+
+fn refusal(error: GenerateError) -> StreamError {
+    match error {
+        GenerateError::NoWorkers => no_workers(),
+        GenerateError::Overloaded => StreamError::Overloaded("all workers are overloaded".to_owned()),
+        GenerateError::DeadlineExceeded => StreamError::DeadlineExceeded,
+        GenerateError::Invalid { message, .. } => StreamError::Application { code: INVALID_REQUEST, message },
+        other => StreamError::Application { code: 500, message: other.to_string() },
+    }
+}
+
+/// Workers that are in doubt or failed just now: they are asked when nobody else is left.
+fn unavailable(client: &Client) -> Vec<u64> {
+    let doubtful =
+        |instance: &&Instance| instance.state() != InstanceState::Draining && !instance.is_available();
+    client.instances().iter().filter(doubtful).map(|instance| instance.worker_id().get()).collect()
+}
+
+fn time_left(deadline: Option<Instant>) -> Result<Option<Duration>, StreamError> {
+    let Some(deadline) = deadline else { return Ok(None) };
+    match deadline.checked_duration_since(Instant::now()) {
+        Some(left) if !left.is_zero() => Ok(Some(left)),
+        _ => Err(StreamError::DeadlineExceeded),
+    }
+}
+
+async fn open(
+    client: &Client,
+    worker_id: u64,
+    request: OutgoingRequest,
+) -> Result<(Incarnation, ResponseStream), StreamError> {
+    let gone = || StreamError::Unavailable("the worker has just left".to_owned());
+    let instance = client.instance(WorkerId::from_bits(worker_id)).ok_or_else(gone)?;
+    match client.open(&instance, request).await {
+        Ok(stream) => Ok((instance.incarnation(), stream)),
+        Err(error) => Err(error.stream_error().cloned().unwrap_or_else(gone)),
+    }
+}
+
+/// Follows the cards that are registered for the endpoint.
+struct CardFollower {
+    runtime: DistributedRuntime,
+    config: EndpointRouterConfig,
+    metrics: RouterMetrics,
+    shared: Arc<Shared>,
+    records: BTreeMap<RecordKey, (Incarnation, ModelCard)>,
+    scope: TaskScope,
+}
+
+impl CardFollower {
+    async fn run(mut self) {
+        let mut watch = self.runtime.discovery().watch(Query::AllModels);
+        let mut tick = tokio::time::interval(TICK);
+        let scope = self.scope.clone();
+        loop {
+            tokio::select! {
+                () = scope.cancelled() => return,
+                change = watch.next() => match change {
+                    Some(change) => self.on_change(change),
+                    None => return,
+                },
+                _ = tick.tick() => self.expire(),
+            }
+            self.reconcile().await;
+        }
+    }
+
+    fn expire(&self) {
+        let Some(routed) = self.shared.routed.read().clone() else { return };
+        let expired = routed.router.expire();
+        if expired > 0 {
+            tracing::warn!(expired, "requests without a sign of life no longer count");
+        }
+    }
+
+    fn on_change(&mut self, change: Change) {
+        match change {
+            Change::Snapshot(records) => {
+                self.records.clear();
+                records.into_iter().for_each(|record| self.put(record));
+            }
+            Change::Put(record) => self.put(record),
+            Change::Removed(key) => {
+                self.records.remove(&key);
+            }
+        }
+    }
+
+    fn put(&mut self, record: Record) {
+        let key = record.key();
+        let Record::Model(record) = record else { return };
+        if record.endpoint != self.config.endpoint {
+            return;
+        }
+        match serde_json::from_value::<ModelCard>(record.card) {
+            Ok(card) => {
+                self.records.insert(key, (record.incarnation, card));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a model card does not read: its worker is not used");
+                self.records.remove(&key);
+            }
+        }
+    }
+
+    /// Starts to route when the size of a block is known, and says who the workers are.
+    async fn reconcile(&mut self) {
+        let Some((_, first)) = self.records.values().next() else {
+            if let Some(routed) = self.shared.routed.read().clone() {
+                routed.set_workers(WorkerCards::default());
+            }
+            return;
+        };
+        let known = self.shared.routed.read().clone();
+        let routed = match known {
+            Some(routed) => routed,
+            None => {
+                let size = self.config.block_size.unwrap_or(first.kv_cache_block_size);
+                let Some(block_size) = BlockSize::new(size) else {
+                    tracing::warn!("a card says that blocks have no tokens; give --router-block-size");
+                    return;
+                };
+                let (config, endpoint) = (self.config.router.clone(), &self.config.endpoint);
+                let scope = self.scope.child("routed");
+                let starting = RoutedEndpoint::start(
+                    &self.runtime,
+                    config,
+                    endpoint,
+                    block_size,
+                    self.config.dump_patience,
+                    self.metrics.of_model(&first.display_name),
+                    scope,
+                );
+                match starting.await {
+                    Ok(routed) => {
+                        let routed = Arc::new(routed);
+                        *self.shared.card.write() = Some(first.clone());
+                        *self.shared.routed.write() = Some(routed.clone());
+                        routed
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "the endpoint cannot be followed; trying again");
+                        return;
+                    }
+                }
+            }
+        };
+        let size = routed.router.block_size().get() as u32;
+        let mut cards = WorkerCards::default();
+        let mut mismatched = BTreeSet::new();
+        for (incarnation, card) in self.records.values() {
+            let worker_id = incarnation.worker_id.get();
+            if card.kv_cache_block_size != size {
+                mismatched.insert(worker_id);
+                cards.others.insert(worker_id);
+                continue;
+            }
+            let runtime_config = card.runtime_config.clone();
+            cards.own.insert(worker_id, WorkerCard { epoch: incarnation.epoch.get(), runtime_config });
+        }
+        let told = std::mem::replace(&mut *self.shared.mismatched.write(), mismatched.clone());
+        for worker_id in mismatched.difference(&told) {
+            tracing::warn!(
+                worker_id,
+                block_size = size,
+                "a worker's blocks have another size than this router's: it is not used"
+            );
+        }
+        routed.set_workers(cards);
+    }
+}

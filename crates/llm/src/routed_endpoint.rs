@@ -1,0 +1,137 @@
+//! One endpoint's router in step with its workers: discovery, cards, KV events and their recovery. No text.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use dynamo_kv_router::ACTIVE_SEQUENCES_TOPIC;
+use dynamo_runtime::{
+    Client, DistributedRuntime, EndpointId, EventScope, TaskScope, events::EventPlaneError,
+};
+use dynamo_tokens::BlockSize;
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    KV_EVENTS_TOPIC, KV_QUERY_ENDPOINT, RouterConfig,
+    kv_events::{Follower, WORKER_NEWS_CAPACITY, WorkerNews},
+    router::{Router, RouterMeters},
+    warmup::Warmup,
+    worker_sync::{WorkerCards, WorkerSync},
+};
+
+/// Why an endpoint could not be followed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FollowError {
+    #[error(transparent)]
+    Router(#[from] dynamo_kv_router::ConfigError),
+    #[error(transparent)]
+    Events(#[from] EventPlaneError),
+}
+
+/// The router of one endpoint, with the tasks that keep it up to date.
+pub(crate) struct RoutedEndpoint {
+    pub(crate) router: Arc<Router>,
+    pub(crate) client: Client,
+    cards: watch::Sender<WorkerCards>,
+    routed: Arc<AtomicUsize>,
+    warmup: Arc<Warmup>,
+    scope: TaskScope,
+}
+
+impl RoutedEndpoint {
+    /// Begins to follow the workers of `endpoint`, once it is told which they are. A worker's dump is waited for as long as
+    /// `patience`.
+    pub(crate) async fn start(
+        runtime: &DistributedRuntime,
+        config: RouterConfig,
+        endpoint: &EndpointId,
+        block_size: BlockSize,
+        patience: Duration,
+        meters: RouterMeters,
+        scope: TaskScope,
+    ) -> Result<Self, FollowError> {
+        let router_id = runtime.incarnation().worker_id.get();
+        let router = Arc::new(Router::new(config, block_size, router_id, meters)?);
+        sync_replicas(runtime, &router, endpoint, &scope).await?;
+        let client = runtime.client(endpoint.clone());
+        let warmup = Arc::new(Warmup::new(patience));
+        let news = follow_events(runtime, &router, &warmup, endpoint, &scope).await?;
+        let (cards, changes) = watch::channel(WorkerCards::default());
+        let routed = Arc::new(AtomicUsize::new(0));
+        let sync = WorkerSync::new(router.clone(), news, routed.clone());
+        scope.spawn("workers", sync.run(client.clone(), changes, scope.clone()));
+        Ok(Self { router, client, cards, routed, warmup, scope })
+    }
+
+    /// Whether requests go to somebody, also if only to workers in doubt.
+    pub(crate) fn has_workers(&self) -> bool {
+        self.routed.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether there are workers, and what each one holds is known or was not to be had in time.
+    pub(crate) fn is_settled(&self) -> bool {
+        if self.router.wants_events() { self.warmup.is_settled() } else { self.has_workers() }
+    }
+
+    pub(crate) fn warmup(&self) -> &Warmup {
+        &self.warmup
+    }
+
+    /// Says which workers have registered, with what card.
+    pub(crate) fn set_workers(&self, cards: WorkerCards) {
+        self.warmup.expect(&cards.own.keys().copied().collect(), Instant::now());
+        self.cards.send_if_modified(|known| {
+            let changed = *known != cards;
+            *known = cards;
+            changed
+        });
+    }
+
+    /// Ends its tasks. Requests that run go on to their end.
+    pub(crate) fn close(&self) {
+        self.scope.cancel();
+    }
+}
+
+/// Lets the router speak with others of the same workers, if it is to.
+async fn sync_replicas(
+    runtime: &DistributedRuntime,
+    router: &Arc<Router>,
+    endpoint: &EndpointId,
+    scope: &TaskScope,
+) -> Result<(), EventPlaneError> {
+    if !router.syncs_replicas() {
+        return Ok(());
+    }
+    let events = EventScope::component(endpoint.namespace.clone(), endpoint.component.clone());
+    let plane = runtime.event_plane();
+    let subscriber = plane.subscribe(events.clone(), ACTIVE_SEQUENCES_TOPIC).await?;
+    let publisher = plane.publisher(events, ACTIVE_SEQUENCES_TOPIC).await?;
+    scope.spawn("replicas", router.clone().sync_replicas(publisher, subscriber, scope.clone()));
+    Ok(())
+}
+
+/// Subscribes to KV events where they matter, and starts the follower.
+async fn follow_events(
+    runtime: &DistributedRuntime,
+    router: &Arc<Router>,
+    warmup: &Arc<Warmup>,
+    endpoint: &EndpointId,
+    scope: &TaskScope,
+) -> Result<Option<mpsc::Sender<WorkerNews>>, EventPlaneError> {
+    if !router.wants_events() {
+        return Ok(None);
+    }
+    let events = EventScope::component(endpoint.namespace.clone(), endpoint.component.clone());
+    let subscriber = runtime.event_plane().subscribe(events, KV_EVENTS_TOPIC).await?;
+    let queries = EndpointId { endpoint: KV_QUERY_ENDPOINT.to_owned(), ..endpoint.clone() };
+    let queries = runtime.client(queries);
+    let (news, received) = mpsc::channel(WORKER_NEWS_CAPACITY);
+    let follower = Follower::new(router.clone(), queries, warmup.clone(), scope.clone());
+    scope.spawn("kv-events", follower.run(subscriber, received));
+    Ok(Some(news))
+}

@@ -1,0 +1,173 @@
+//! From the listeners into an index: the deliveries of one rank on one lane, in order.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use dynamo_engine_api::{KvCacheEventData, StorageTier};
+use dynamo_kv_router::WorkerRank;
+use dynamo_runtime::TaskScope;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    registry::ModelIndex,
+    source::{Delivered, Delivery},
+};
+
+/// Messages of engines that wait on one lane. A message is a step of an engine; when so many wait, the sockets keep more.
+const LANE_CAPACITY: usize = 1024;
+/// Blocks that are applied at once, some 100 µs: queries wait for it.
+const BLOCKS_AT_ONCE: usize = 1000;
+
+/// What became of deliveries since the start, over all lanes.
+#[derive(Clone, Default)]
+pub(super) struct LaneCounters(Arc<Counters>);
+
+#[derive(Default)]
+struct Counters {
+    batches: AtomicU64,
+    lost: AtomicU64,
+    restarts: AtomicU64,
+}
+
+impl LaneCounters {
+    /// Messages that were applied.
+    pub(super) fn batches(&self) -> u64 {
+        self.0.batches.load(Ordering::Relaxed)
+    }
+
+    /// Messages that were lost for good.
+    pub(super) fn lost(&self) -> u64 {
+        self.0.lost.load(Ordering::Relaxed)
+    }
+
+    /// Engines that began anew.
+    pub(super) fn restarts(&self) -> u64 {
+        self.0.restarts.load(Ordering::Relaxed)
+    }
+}
+
+/// The lanes of one index; they end when this is dropped.
+pub(super) struct Lanes {
+    lanes: Vec<mpsc::Sender<Delivered>>,
+    scope: TaskScope,
+}
+
+impl Lanes {
+    /// Starts them; they apply nothing until `open` is true.
+    pub(super) fn start(
+        model: &Arc<ModelIndex>,
+        count: usize,
+        open: watch::Receiver<bool>,
+        counters: &LaneCounters,
+        scope: TaskScope,
+    ) -> Self {
+        let lanes = (0..count).map(|_| {
+            let (sender, receiver) = mpsc::channel(LANE_CAPACITY);
+            let lane = Lane { model: model.clone(), counters: counters.clone() };
+            scope.spawn("lane", lane.run(receiver, open.clone(), scope.clone()));
+            sender
+        });
+        Self { lanes: lanes.collect(), scope: scope.clone() }
+    }
+
+    /// The lane of a rank, always the same.
+    pub(super) fn of(&self, rank: WorkerRank) -> mpsc::Sender<Delivered> {
+        // Ids are often consecutive, or random.
+        let place = rank.worker_id.wrapping_add(u64::from(rank.dp_rank)) % self.lanes.len() as u64;
+        self.lanes[place as usize].clone()
+    }
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        self.scope.cancel();
+    }
+}
+
+struct Lane {
+    model: Arc<ModelIndex>,
+    counters: LaneCounters,
+}
+
+impl Lane {
+    async fn run(
+        self,
+        mut deliveries: mpsc::Receiver<Delivered>,
+        mut open: watch::Receiver<bool>,
+        scope: TaskScope,
+    ) {
+        let opened = async {
+            // A sender that is gone went with the registry, and the scope with it.
+            let _ = open.wait_for(|open| *open).await;
+        };
+        tokio::select! {
+            () = scope.cancelled() => return,
+            () = opened => {}
+        }
+        loop {
+            let delivered = tokio::select! {
+                () = scope.cancelled() => return,
+                delivered = deliveries.recv() => delivered,
+            };
+            let Some(delivered) = delivered else { return };
+            self.take(delivered).await;
+        }
+    }
+
+    async fn take(&self, Delivered { rank, generation, delivery }: Delivered) {
+        match delivery {
+            Delivery::Batch { events, .. } => {
+                let mut rest = events.as_slice();
+                while !rest.is_empty() {
+                    let (piece, later) = rest.split_at(piece(rest));
+                    self.if_registered(rank, generation, || {
+                        self.model.index.apply(rank, piece);
+                    });
+                    rest = later;
+                    tokio::task::consume_budget().await;
+                }
+                self.counters.0.batches.fetch_add(1, Ordering::Relaxed);
+            }
+            Delivery::Restarted => {
+                tracing::info!(worker_id = rank.worker_id, dp_rank = rank.dp_rank, "engine began anew");
+                self.counters.0.restarts.fetch_add(1, Ordering::Relaxed);
+                self.if_registered(rank, generation, || self.model.index.clear_rank(rank));
+            }
+            Delivery::Lost(messages) => {
+                tracing::warn!(
+                    worker_id = rank.worker_id,
+                    dp_rank = rank.dp_rank,
+                    messages,
+                    "KV events were lost for good: the index may miss blocks of this engine, or hold gone ones"
+                );
+                self.counters.0.lost.fetch_add(messages, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Under the lock of who registers, so that nothing of an earlier registration comes in after its end.
+    fn if_registered(&self, rank: WorkerRank, generation: u64, apply: impl FnOnce()) {
+        let engines = self.model.engines.read();
+        let current = engines.get(&rank.worker_id).and_then(|ranks| ranks.get(&rank.dp_rank));
+        if current.is_some_and(|current| current.generation == generation) {
+            apply();
+        }
+    }
+}
+
+/// How many of `events` are applied at once: at least one.
+fn piece(events: &[(StorageTier, KvCacheEventData)]) -> usize {
+    let mut blocks = 0;
+    let fits = |(_, event): &&(StorageTier, KvCacheEventData)| {
+        let room = blocks < BLOCKS_AT_ONCE;
+        blocks += match event {
+            KvCacheEventData::Stored { blocks, .. } => blocks.len(),
+            KvCacheEventData::Removed { block_hashes } => block_hashes.len(),
+            KvCacheEventData::Cleared => 1,
+        };
+        room
+    };
+    events.iter().take_while(fits).count()
+}

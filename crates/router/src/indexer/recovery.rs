@@ -1,0 +1,178 @@
+//! Taking over from a peer at the start: its engines and what they hold.
+
+use std::{sync::Arc, time::Duration};
+
+use dynamo_engine_api::StorageTier;
+use dynamo_kv_router::WorkerRank;
+use dynamo_runtime::TaskScope;
+use http_body_util::BodyExt;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{
+    api::WorkerEntry,
+    config::RecoveryLimits,
+    dump_reader::{DumpError, DumpItem, DumpReader},
+    peer_client::{PeerError, PeerUrl, PeerUrlError, collect, get},
+    registry::{ModelIndex, ModelKey, RegisterError, Registration, Registry},
+};
+
+/// The list of a peer's engines at most: a hundred thousand of them.
+const MAX_WORKERS_BYTES: usize = 64 << 20;
+
+/// Before the dump is asked for: the subscriptions that were just made must have reached the engines, or what happens
+/// between the dump and the first message heard would be nowhere. Publishers do not say when they have a subscription.
+const SUBSCRIBING: Duration = Duration::from_millis(500);
+
+/// What was taken over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct TakenOver {
+    pub(super) blocks: u64,
+    pub(super) events: u64,
+    /// Events of engines that are not registered here, or that do not fit.
+    pub(super) refused: u64,
+    pub(super) engines: u64,
+}
+
+/// Why nothing, or not all, was taken over.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RecoveryError {
+    #[error(transparent)]
+    Url(#[from] PeerUrlError),
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    #[error(transparent)]
+    Dump(#[from] DumpError),
+    #[error("its list of workers does not read: {0}")]
+    Workers(serde_json::Error),
+    #[error("it was not done within {0:?}")]
+    Slow(Duration),
+}
+
+/// Asks one peer after the other until one has given all that it has, or the time is over. Returns what came from that
+/// peer.
+pub(super) async fn recover(
+    registry: &Arc<Registry>,
+    peers: &[String],
+    limits: RecoveryLimits,
+    scope: &TaskScope,
+) -> Option<TakenOver> {
+    let deadline = Instant::now() + limits.total;
+    for url in peers {
+        let began = Instant::now();
+        let taking = take_over(registry, url, limits, scope);
+        let result = timeout_at(deadline, taking).await.unwrap_or(Err(RecoveryError::Slow(limits.total)));
+        match result {
+            Ok(taken) => {
+                let TakenOver { blocks, events, refused, engines } = taken;
+                let elapsed = began.elapsed();
+                tracing::info!(
+                    peer = url,
+                    blocks,
+                    events,
+                    refused,
+                    engines,
+                    ?elapsed,
+                    "taken over from a peer"
+                );
+                return Some(taken);
+            }
+            Err(error) => tracing::warn!(peer = url, %error, "a peer gave nothing to take over, or not all"),
+        }
+        if Instant::now() >= deadline {
+            break;
+        }
+    }
+    None
+}
+
+async fn take_over(
+    registry: &Arc<Registry>,
+    url: &str,
+    limits: RecoveryLimits,
+    scope: &TaskScope,
+) -> Result<TakenOver, RecoveryError> {
+    let peer = PeerUrl::parse(url)?;
+    let mut taken = TakenOver::default();
+    // Engines first: their listeners gather what happens after the dump.
+    let body = get(&peer, "/workers", limits.answer, scope).await?;
+    let list = collect(body, MAX_WORKERS_BYTES, limits.answer).await?;
+    let entries: Vec<WorkerEntry> = serde_json::from_slice(&list).map_err(RecoveryError::Workers)?;
+    for entry in entries {
+        taken.engines += adopt(registry, entry);
+    }
+    tokio::time::sleep(SUBSCRIBING).await;
+    let mut body = get(&peer, "/dump", limits.answer, scope).await?;
+    let mut reader = DumpReader::default();
+    let mut applier = Applier { registry, model: None, taken: &mut taken };
+    loop {
+        let frame = timeout(limits.total, body.frame()).await;
+        let Some(frame) = frame.map_err(|_| RecoveryError::Slow(limits.total))? else { break };
+        let Ok(data) = frame.map_err(PeerError::Http)?.into_data() else { continue };
+        reader.feed(&data, &mut |item| applier.take(item))?;
+        tokio::task::consume_budget().await;
+    }
+    reader.finish()?;
+    Ok(taken)
+}
+
+/// Registers an engine of a peer's here, unless it is; returns how many ranks.
+fn adopt(registry: &Registry, entry: WorkerEntry) -> u64 {
+    let mut adopted = 0;
+    for (&dp_rank, endpoint) in &entry.endpoints {
+        let replay = entry.listeners.get(&dp_rank).and_then(|listener| listener.replay_endpoint.clone());
+        let registered = registry.register(Registration {
+            key: ModelKey {
+                model_name: entry.model_name.clone(),
+                routing_group: entry.routing_group.clone(),
+            },
+            block_size: entry.block_size,
+            rank: WorkerRank { worker_id: entry.instance_id, dp_rank },
+            endpoint: endpoint.clone(),
+            replay_endpoint: replay,
+        });
+        match registered {
+            Ok(()) => adopted += 1,
+            // The flags named it, or somebody was faster.
+            Err(RegisterError::AlreadyRegistered(_)) => {}
+            Err(error) => {
+                tracing::warn!(worker_id = entry.instance_id, dp_rank, %error, "a peer's engine is not taken on");
+            }
+        }
+    }
+    adopted
+}
+
+/// Puts a dump's events into the indexes.
+struct Applier<'a> {
+    registry: &'a Registry,
+    model: Option<Arc<ModelIndex>>,
+    taken: &'a mut TakenOver,
+}
+
+impl Applier<'_> {
+    fn take(&mut self, item: DumpItem) {
+        match item {
+            DumpItem::Model { key, block_size } => {
+                self.model = self.registry.model(&key);
+                if self.model.as_ref().is_some_and(|model| model.block_size.get() != block_size as usize) {
+                    tracing::warn!(%key, block_size, "a peer's blocks have another size: they are not taken over");
+                    self.model = None;
+                }
+            }
+            DumpItem::Event(event) => {
+                let rank = WorkerRank { worker_id: event.worker_id, dp_rank: event.event.dp_rank };
+                let applied = event.storage_tier == StorageTier::Device
+                    && self
+                        .model
+                        .as_ref()
+                        .is_some_and(|model| model.index.apply_one(rank, &event.event.data).is_ok());
+                self.taken.events += 1;
+                if !applied {
+                    self.taken.refused += 1;
+                } else if let dynamo_engine_api::KvCacheEventData::Stored { blocks, .. } = &event.event.data {
+                    self.taken.blocks += blocks.len() as u64;
+                }
+            }
+        }
+    }
+}
