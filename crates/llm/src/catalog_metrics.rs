@@ -130,12 +130,11 @@ impl CatalogMetrics {
             self.queue_isl_tokens.with_label_values(&labels).set(depth.isl_tokens as i64);
             self.queue_cached_tokens.with_label_values(&labels).set(depth.cached_tokens as i64);
             self.active_bytes.with_label_values(&[name]).set(served.router().active_bytes() as i64);
-            let index = served.router().index().read();
+            let index = served.router().index();
             let counts = index.counts();
             self.index_blocks.with_label_values(&[name]).set(counts.blocks as i64);
             self.index_bytes.with_label_values(&[name]).set(counts.bytes as i64);
-            let counters = *index.counters();
-            drop(index);
+            let counters = index.counters();
             let router = Arc::downgrade(served.router());
             let place = match counted.iter().position(|(known, _)| known.ptr_eq(&router)) {
                 Some(place) => place,

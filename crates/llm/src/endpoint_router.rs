@@ -29,6 +29,8 @@ use crate::{
 
 /// How often bookings that expire are looked at, and an endpoint that could not be followed is tried again.
 const TICK: Duration = Duration::from_secs(1);
+/// How long the index may take to write down what a rank holds.
+const DUMP_TIME: Duration = Duration::from_secs(10);
 /// The code of a request that no worker will serve.
 const INVALID_REQUEST: u16 = 400;
 
@@ -136,7 +138,7 @@ impl EndpointRouter {
             cold_workers: warmup.cold_workers(),
             late_dumps: warmup.late_dumps(),
             mismatched_workers,
-            index: routed.router.index().read().counts(),
+            index: routed.router.index().counts(),
         }
     }
 
@@ -174,8 +176,12 @@ impl EndpointRouter {
     pub fn dump(&self) -> Vec<(WorkerRank, Vec<KvCacheEventData>)> {
         let Some(routed) = self.routed() else { return Vec::new() };
         let ranks: Vec<WorkerRank> = routed.router.loads().into_iter().map(|(rank, _)| rank).collect();
-        let index = routed.router.index().read();
-        ranks.into_iter().map(|rank| (rank, index.dump_rank(rank))).collect()
+        let index = routed.router.index();
+        let of_rank = |rank| {
+            let mut dump = index.dump(rank, DUMP_TIME).ok()?;
+            Some((rank, dump.next_chunk(usize::MAX).into_iter().map(|event| event.event.data).collect()))
+        };
+        ranks.into_iter().filter_map(of_rank).collect()
     }
 
     /// Chooses a worker, sends the request there with the choice in its hints, and books it until the stream is dropped.

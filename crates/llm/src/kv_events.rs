@@ -1,11 +1,11 @@
 //! Keeps one model's prefix index up to date: events as they come, and what was lost by asking the worker.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use dynamo_engine_api::{DpRank, KvCacheEventData, RouterEvent, StorageTier};
 use dynamo_kv_router::{
-    ApplyError, IndexError, KvQueryAnswer, Recovered, RecoveryRequest, RouterEventDecoder, WorkerRank,
+    KvQueryAnswer, LaneIndex, Recovered, RecoveryRequest, RouterEventDecoder, TryApplyError, WorkerRank,
 };
 use dynamo_runtime::{
     Client, TaskScope, WorkerId,
@@ -13,7 +13,7 @@ use dynamo_runtime::{
     request_plane::OutgoingRequest,
 };
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, oneshot},
     time::Instant,
 };
 
@@ -31,8 +31,6 @@ const MAX_ANSWER_BYTES: usize = 256 << 20;
 const CONCURRENT_QUERIES: usize = 4;
 /// Answers of more bytes than this are decoded in the blocking pool.
 const INLINE_ANSWER_BYTES: usize = 32 << 10;
-/// Blocks that are applied under one write lock, some 100 µs: requests wait for it.
-const BLOCKS_PER_LOCK: usize = 1000;
 /// Room for so many events is kept between messages; a publisher puts no more into one.
 const KEPT_EVENTS: usize = 128;
 /// How often dumps that had to wait are looked at.
@@ -87,12 +85,13 @@ impl Follower {
 
     pub(crate) async fn run(mut self, mut events: EventSubscriber, mut news: mpsc::Receiver<WorkerNews>) {
         let mut tick = tokio::time::interval(TICK);
-        let scope = self.scope.clone();
+        let (scope, router) = (self.scope.clone(), self.router.clone());
         loop {
             tokio::select! {
                 () = scope.cancelled() => return,
                 Some(news) = news.recv() => self.on_news(news),
                 Some(outcome) = self.arrived.recv() => self.on_outcome(outcome).await,
+                ranks = router.lost().some() => self.on_lost(ranks),
                 item = events.next() => match item {
                     Some(EventItem::Event { envelope, payload }) => {
                         self.on_events(envelope.publisher.epoch.get(), &payload).await;
@@ -124,6 +123,13 @@ impl Follower {
         }
     }
 
+    fn on_lost(&mut self, ranks: BTreeSet<WorkerRank>) {
+        for rank in ranks {
+            self.orders.lost(rank);
+        }
+        self.ask_for_dumps();
+    }
+
     fn give_up_waiting(&self) {
         for worker_id in self.warmup.expire(now()) {
             tracing::warn!(
@@ -141,10 +147,7 @@ impl Follower {
             Err(error) => tracing::warn!(%error, "KV events that do not decode are dropped"),
         }
         decoded.clear();
-        self.apply(epoch, &due).await;
-        for (_, data) in due.drain(..) {
-            self.decoder.recycle(data);
-        }
+        self.apply(epoch, &mut due).await;
         decoded.shrink_to(KEPT_EVENTS);
         due.shrink_to(KEPT_EVENTS);
         (self.decoded, self.due) = (decoded, due);
@@ -178,12 +181,13 @@ impl Follower {
         let Some(Answered { epoch, recovered, next }) = self.orders.answered(outcome, now()) else { return };
         let Recovered { replace, events, gave_up, .. } = recovered;
         if replace {
-            self.router.index().write().clear_rank(rank);
+            self.router.index().clear_rank(rank);
         }
-        let due: Vec<Due> = events.into_iter().map(|data| (rank, data)).collect();
-        self.apply(epoch, &due).await;
+        let mut due: Vec<Due> = events.into_iter().map(|data| (rank, data)).collect();
+        self.apply(epoch, &mut due).await;
         if replace {
-            self.warmup.recovered(rank);
+            let warmup = self.warmup.clone();
+            self.router.index().flush_with(move |_| warmup.recovered(rank));
         }
         if gave_up {
             tracing::warn!(
@@ -197,31 +201,20 @@ impl Follower {
         self.ask_for_dumps();
     }
 
-    async fn apply(&mut self, epoch: u64, due: &[Due]) {
-        let mut rest = due;
-        while !rest.is_empty() {
-            let (piece, later) = rest.split_at(piece(rest));
-            for rank in self.apply_piece(epoch, piece) {
-                self.orders.lost(rank);
-            }
-            rest = later;
-            if !rest.is_empty() {
-                tokio::task::yield_now().await;
-            }
-        }
-        self.ask_for_dumps();
-    }
-
-    /// Returns the ranks of which the index turned out to lack something.
-    fn apply_piece(&self, epoch: u64, piece: &[Due]) -> Vec<WorkerRank> {
-        let mut lost = Vec::new();
-        let mut index = self.router.index().write();
-        for (rank, data) in piece {
-            if index.apply(*rank, epoch, data).is_err_and(asks_for_dump) && !lost.contains(rank) {
-                lost.push(*rank);
+    /// Hands events to the index's lanes, at their pace, and takes the memory of those that are applied.
+    async fn apply(&mut self, epoch: u64, due: &mut Vec<Due>) {
+        let index = self.router.index();
+        for (rank, mut data) in due.drain(..) {
+            loop {
+                match index.try_apply(rank, epoch, StorageTier::Device, data) {
+                    Err(TryApplyError::Full(back)) => data = back,
+                    // What comes of the others is counted and, where it matters, told by the lanes.
+                    Ok(()) | Err(TryApplyError::Refused(_) | TryApplyError::Stopped) => break,
+                }
+                caught_up(index).await;
             }
         }
-        lost
+        index.take_spent(|data| self.decoder.recycle(data));
     }
 
     fn ask_for_dumps(&mut self) {
@@ -261,28 +254,14 @@ fn now() -> std::time::Instant {
     Instant::now().into_std()
 }
 
-/// How many of `due` are applied under one lock: at least one.
-fn piece(due: &[Due]) -> usize {
-    let mut blocks = 0;
-    let fits = |(_, data): &&Due| {
-        let room = blocks < BLOCKS_PER_LOCK;
-        blocks += match data {
-            KvCacheEventData::Stored { blocks, .. } => blocks.len(),
-            KvCacheEventData::Removed { block_hashes } => block_hashes.len(),
-            KvCacheEventData::Cleared => 1,
-        };
-        room
-    };
-    due.iter().take_while(fits).count()
-}
-
-/// Whether the index and its worker disagree on what the worker holds.
-fn asks_for_dump(error: IndexError) -> bool {
-    matches!(
-        error,
-        IndexError::OverCapacity { .. }
-            | IndexError::Apply(ApplyError::ParentBlockNotFound | ApplyError::BlockNotFound)
-    )
+/// Waits until the lanes have applied what they were given.
+async fn caught_up(index: &LaneIndex) {
+    let (done, told) = oneshot::channel();
+    index.flush_with(move |_| {
+        // Nobody waits any more.
+        let _ = done.send(());
+    });
+    let _ = told.await;
 }
 
 async fn query(client: &Client, worker_id: u64, request: &RecoveryRequest) -> Result<KvQueryAnswer, String> {
@@ -310,21 +289,4 @@ async fn query(client: &Client, worker_id: u64, request: &RecoveryRequest) -> Re
         return decode(&bytes);
     }
     tokio::task::spawn_blocking(move || decode(&bytes)).await.map_err(|error| text(&error))?
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn much_is_applied_in_pieces_of_bounded_work() {
-        let rank = WorkerRank { worker_id: 7, dp_rank: 0 };
-        let removed = |blocks: usize| {
-            let block_hashes = (0..blocks as u64).map(dynamo_engine_api::ExternalBlockHash).collect();
-            (rank, KvCacheEventData::Removed { block_hashes })
-        };
-        assert_eq!(piece(&[removed(5000), removed(1)]), 1);
-        assert_eq!(piece(&[removed(600), removed(600), removed(1)]), 2);
-        assert_eq!(piece(&[removed(1), removed(1)]), 2);
-    }
 }

@@ -13,6 +13,7 @@ mod generation;
 mod keeper;
 mod kv_events;
 mod kv_orders;
+mod lost_ranks;
 mod model;
 mod model_fetch;
 mod preprocess;

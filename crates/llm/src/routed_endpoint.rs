@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     KV_EVENTS_TOPIC, KV_QUERY_ENDPOINT, RouterConfig,
     kv_events::{Follower, WORKER_NEWS_CAPACITY, WorkerNews},
-    router::{Router, RouterMeters},
+    router::{Router, RouterMeters, StartRouterError},
     warmup::Warmup,
     worker_sync::{WorkerCards, WorkerSync},
 };
@@ -27,7 +27,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FollowError {
     #[error(transparent)]
-    Router(#[from] dynamo_kv_router::ConfigError),
+    Router(#[from] StartRouterError),
     #[error(transparent)]
     Events(#[from] EventPlaneError),
 }

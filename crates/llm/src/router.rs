@@ -15,21 +15,21 @@ use std::{
 
 pub(crate) use booking::Booking;
 use dynamo_kv_router::{
-    AffinityMode, BusyThresholds, Candidate, ConfigError, KvIndex, KvScheduler, MatchBuffer, QueueDepth,
-    ScheduleError, ScheduleRequest, SelectError, SelectRequest, Selection, SessionTable, SlotLoad,
-    WorkerRank,
+    AffinityMode, BusyThresholds, Candidate, ConfigError, KvScheduler, LaneConfig, LaneIndex, LaneReport,
+    MatchBuffer, QueueDepth, ScheduleError, ScheduleRequest, SelectError, SelectRequest, Selection,
+    SessionTable, SlotLoad, StartLanesError, WorkerRank,
 };
 use dynamo_tokens::{BlockSize, LocalBlockHash, SequenceHash, local_block_hashes, sequence_hashes};
 use line::{Line, Turn, Wanted};
 pub(crate) use meters::{POLICY_CLASS, RouterMeters, RouterMetrics, WORKER_TYPE};
 pub use mode::{RouterConfig, RouterMode};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use rand::Rng;
 use replicas::Replicas;
 pub use request::Session;
 pub(crate) use request::{RouteRequest, RoutedWorker};
 
-use crate::GenerateError;
+use crate::{GenerateError, lost_ranks::LostRanks};
 
 mod advice;
 
@@ -47,13 +47,14 @@ struct Scratch {
     matches: MatchBuffer,
 }
 
-/// The router of one model. The index is under a lock of its own, so that a match does not wait for a choice.
+/// The router of one model. Lanes of its own apply events to the index, which answers meanwhile.
 ///
 /// Locks are taken in this order: the line of those who wait, the scheduler, all others.
 pub(crate) struct Router {
     config: RouterConfig,
     block_size: BlockSize,
-    index: RwLock<KvIndex>,
+    index: LaneIndex,
+    lost: Arc<LostRanks>,
     scheduler: Mutex<KvScheduler>,
     /// Whose turn it was last, in the modes that go in turn.
     last_turn: Mutex<Option<WorkerRank>>,
@@ -63,6 +64,24 @@ pub(crate) struct Router {
     meters: RouterMeters,
     sign_of_life: Duration,
     scratch: Mutex<Vec<Scratch>>,
+}
+
+/// Why there is no router.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartRouterError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Lanes(#[from] StartLanesError),
+}
+
+fn start_index(config: &RouterConfig, lost: Arc<LostRanks>) -> Result<LaneIndex, StartLanesError> {
+    let lanes = LaneConfig { lanes: config.event_threads, ..LaneConfig::REFERENCE };
+    LaneIndex::start(config.indexer.build(config.event_threads), &lanes, move |report| match report {
+        LaneReport::Refused { worker, error, .. } if error.asks_for_dump() => lost.add(worker),
+        LaneReport::Refused { .. } => {}
+        LaneReport::Broken(broken) => tracing::error!(%broken, "routing goes on without new KV events: restart"),
+    })
 }
 
 /// What came of a try.
@@ -78,7 +97,9 @@ impl Router {
         block_size: BlockSize,
         router_id: u64,
         meters: RouterMeters,
-    ) -> Result<Self, ConfigError> {
+    ) -> Result<Self, StartRouterError> {
+        let lost = Arc::new(LostRanks::default());
+        let index = start_index(&config, lost.clone())?;
         let seed = rand::rng().random();
         let now = Instant::now();
         Ok(Self {
@@ -89,7 +110,8 @@ impl Router {
             replicas: config.replica_sync.then(|| Replicas::new(router_id, now)),
             config,
             block_size,
-            index: RwLock::new(KvIndex::default()),
+            index,
+            lost,
             last_turn: Mutex::new(None),
             meters,
             scratch: Mutex::new(Vec::new()),
@@ -111,15 +133,20 @@ impl Router {
     }
 
     /// The index, for whoever applies events.
-    pub(crate) fn index(&self) -> &RwLock<KvIndex> {
+    pub(crate) fn index(&self) -> &LaneIndex {
         &self.index
+    }
+
+    /// Where lanes say of whom the index lacks something.
+    pub(crate) fn lost(&self) -> &LostRanks {
+        &self.lost
     }
 
     /// Takes on a worker or its changed record; `false` if that cannot be, and then nothing has changed.
     pub(crate) fn set_worker(self: &Arc<Self>, worker: &RoutedWorker) -> bool {
         let ranks = worker.first_rank..worker.first_rank.saturating_add(worker.ranks.max(1));
         let slots =
-            self.index.write().add_worker(worker.worker_id, worker.epoch, ranks, worker.blocks_per_rank());
+            self.index.add_worker(worker.worker_id, worker.epoch, ranks, worker.blocks_per_rank());
         let taken = match slots {
             Ok(slots) => {
                 let mut scheduler = self.scheduler.lock();
@@ -141,7 +168,7 @@ impl Router {
     /// Forgets a worker.
     pub(crate) fn remove_worker(self: &Arc<Self>, worker_id: u64) {
         self.scheduler.lock().remove_worker(worker_id);
-        self.index.write().remove_worker(worker_id);
+        self.index.remove_worker(worker_id);
         if let Some(sessions) = &self.sessions {
             sessions.lock().forget_worker(worker_id);
         }
@@ -264,7 +291,7 @@ impl Router {
     fn find_matches(&self, scratch: &mut Scratch) {
         if self.wants_events() {
             let start = Instant::now();
-            self.index.read().find_matches(&scratch.local, &mut scratch.matches);
+            self.index.find_matches(&scratch.local, &mut scratch.matches);
             self.meters.find_matches.observe(millis(start.elapsed()));
         }
     }

@@ -44,6 +44,17 @@ pub enum IndexError {
     },
 }
 
+impl IndexError {
+    /// Whether the index and its worker disagree on what the worker holds.
+    pub const fn asks_for_dump(&self) -> bool {
+        matches!(
+            self,
+            Self::OverCapacity { .. }
+                | Self::Apply(ApplyError::ParentBlockNotFound | ApplyError::BlockNotFound)
+        )
+    }
+}
+
 /// The kind of an event, as metrics label it (`event_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the kinds of events")]

@@ -1,6 +1,8 @@
 //! How requests are routed, as an operator says.
 
-use dynamo_kv_router::{AffinityConfig, KvRouterConfig};
+use std::num::NonZeroUsize;
+
+use dynamo_kv_router::{AffinityConfig, IndexerKind, KvRouterConfig, LaneConfig};
 
 /// How a worker is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,11 +54,22 @@ pub struct RouterConfig {
     pub affinity: Option<AffinityConfig>,
     /// Tell other routers of the same workers what is sent to them, and count what they say.
     pub replica_sync: bool,
+    /// What keeps who holds which blocks.
+    pub indexer: IndexerKind,
+    /// Threads that apply KV events, where the index can have several.
+    pub event_threads: NonZeroUsize,
 }
 
 impl RouterConfig {
     /// A mode with the reference's settings.
     pub const fn of(mode: RouterMode) -> Self {
-        Self { mode, kv: KvRouterConfig::REFERENCE, affinity: None, replica_sync: false }
+        Self {
+            mode,
+            kv: KvRouterConfig::REFERENCE,
+            affinity: None,
+            replica_sync: false,
+            indexer: IndexerKind::Run,
+            event_threads: LaneConfig::REFERENCE.lanes,
+        }
     }
 }
