@@ -234,8 +234,9 @@ impl EndpointRouter {
     pub fn best_worker(&self, request: &PreprocessedRequest) -> Result<(WorkerRank, u32), StreamError> {
         let routed = self.routed().ok_or_else(no_workers)?;
         let avoided = unavailable(&routed.client);
-        let best =
-            |excluded: &[u64]| routed.router.best_worker(&route_request(request, &request.routing, excluded, None));
+        let best = |excluded: &[u64]| {
+            routed.router.best_worker(&route_request(request, &request.routing, excluded, None))
+        };
         let found = match best(&avoided) {
             Err(GenerateError::NoWorkers) if !avoided.is_empty() => best(&[]),
             found => found,

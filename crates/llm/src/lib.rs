@@ -30,8 +30,8 @@ pub use api::{
 };
 pub use card::{CardError, CardOptions, ModelCard, RuntimeConfigCard};
 pub use catalog::{Catalog, CatalogConfig};
-pub use endpoint_router::{EndpointRouter, EndpointRouterConfig, EndpointStatus, HeldBooking, RoutedStream};
 pub use dynamo_kv_router::{BusyThresholds, ConfigError as RouterConfigError, MAX_SESSION_ID};
+pub use endpoint_router::{EndpointRouter, EndpointRouterConfig, EndpointStatus, HeldBooking, RoutedStream};
 pub use files::{FileCache, FileError, MAX_FILE_BYTES, ModelFile, ModelFileKind};
 pub use preprocess::LoadError;
 pub use router::{RouterConfig, RouterMode, Session};

@@ -106,7 +106,7 @@ impl Desk {
                 RouterAnswer::PotentialLoads {
                     loads,
                     pending_count: waiting.requests as u64,
-                    pending_isl_tokens: waiting.isl_tokens as u64,
+                    pending_isl_tokens: waiting.isl_tokens,
                 }
             }
             RouterRequest::MarkPrefill { request_id } => {

@@ -111,7 +111,11 @@ impl RouterService {
             scope: scope.clone(),
         });
         let best_id = Arc::new(BestWorkerIdHandler { router: router.clone() });
-        let best = Arc::new(BestWorkerHandler { router: router.clone(), bookings: self.bookings.clone(), scope: scope.clone() });
+        let best = Arc::new(BestWorkerHandler {
+            router: router.clone(),
+            bookings: self.bookings.clone(),
+            scope: scope.clone(),
+        });
         let best_id = self.runtime.serve_endpoint(beside("best_worker_id"), best_id).await?;
         let best = self.runtime.serve_endpoint(beside("best_worker"), best).await?;
         let generate = self.runtime.serve_endpoint(self.endpoint.clone(), generate).await?;
