@@ -246,16 +246,16 @@ impl Balancer {
     fn watch(self: Arc<Self>) -> thread::JoinHandle<()> {
         thread::spawn(move || {
             while !self.stopped.load(Ordering::Relaxed) {
-                let mut ready = self.addresses.lock().unwrap().clone();
+                let mut ready = self.addresses.lock().expect("nobody panics with it").clone();
                 ready.retain(|address| get(address, "/health").is_ok_and(|answer| answer.status == 200));
-                *self.ready.lock().unwrap() = ready;
+                *self.ready.lock().expect("nobody panics with it") = ready;
                 thread::sleep(Duration::from_millis(20));
             }
         })
     }
 
     fn next(&self) -> String {
-        let ready = self.ready.lock().unwrap();
+        let ready = self.ready.lock().expect("nobody panics with it");
         assert!(!ready.is_empty(), "no frontend is ready");
         ready[self.turns.fetch_add(1, Ordering::Relaxed) % ready.len()].clone()
     }

@@ -1,9 +1,10 @@
 //! How requests are routed: flags and variables.
 
-use std::time::Duration;
+use std::{num::NonZeroUsize, time::Duration};
 
 use dynamo_kv_router::{
-    AffinityConfig, AffinityMode, BusyThresholds, KvRouterConfig, QueueConfig, QueuePolicy,
+    AffinityConfig, AffinityMode, BusyThresholds, IndexerKind, KvRouterConfig, LaneConfig, QueueConfig,
+    QueuePolicy,
 };
 use dynamo_llm::{RouterConfig, RouterMode};
 use dynamo_runtime::config::{ConfigError, Key, Layers};
@@ -47,6 +48,10 @@ const QUEUE_THRESHOLD: Key =
     Key::new("router-queue-threshold").env(&["DYN_ROUTER_QUEUE_THRESHOLD"]).expects(NUMBER);
 const QUEUE_POLICY: Key =
     Key::new("router-queue-policy").env(&["DYN_ROUTER_QUEUE_POLICY"]).expects("fcfs, lcfs, wspt or edf");
+const INDEXER: Key =
+    Key::new("router-indexer").env(&["DYN_ROUTER_INDEXER"]).expects("run, radix, concurrent or positional");
+const EVENT_THREADS: Key =
+    Key::new("router-event-threads").env(&["DYN_ROUTER_EVENT_THREADS"]).expects("a number of 1 or more");
 const REPLICA_SYNC: Key = Key::new("router-replica-sync").env(&["DYN_ROUTER_REPLICA_SYNC"]).expects(SWITCH);
 const SESSION_TTL: Key = Key::new("router-session-affinity-ttl-secs")
     .env(&["DYN_ROUTER_SESSION_AFFINITY_TTL_SECS"])
@@ -118,6 +123,14 @@ pub(crate) struct RouterArgs {
     /// Which of those that wait is next: fcfs, lcfs, wspt or edf [env: DYN_ROUTER_QUEUE_POLICY] [default: fcfs]
     #[arg(long, value_name = "POLICY")]
     router_queue_policy: Option<QueuePolicy>,
+    /// kv: what keeps who holds which blocks: run, radix, concurrent or positional [env: DYN_ROUTER_INDEXER]
+    /// [default: run, or radix with one thread for events]
+    #[arg(long, value_name = "INDEX")]
+    router_indexer: Option<IndexerKind>,
+    /// kv: threads that apply KV events, where the index can have several (concurrent, positional)
+    /// [env: DYN_ROUTER_EVENT_THREADS] [default: 4]
+    #[arg(long, value_name = "N")]
+    router_event_threads: Option<NonZeroUsize>,
     /// Tell other routers what is sent to the workers, and count what they send [env: DYN_ROUTER_REPLICA_SYNC]
     #[arg(long)]
     router_replica_sync: bool,
@@ -208,7 +221,12 @@ impl RouterArgs {
         let mode = layers.value(&MODE, self.router_mode, default_mode)?;
         let affinity = self.affinity(layers)?;
         let replica_sync = layers.switch(&REPLICA_SYNC, self.router_replica_sync.then_some(true), false)?;
-        Ok(RouterConfig { mode, kv, affinity, replica_sync })
+        let event_threads =
+            layers.value(&EVENT_THREADS, self.router_event_threads, LaneConfig::REFERENCE.lanes)?;
+        // One thread stands for the plain radix tree, as it did before there was a choice.
+        let indexer = if event_threads == NonZeroUsize::MIN { IndexerKind::Radix } else { IndexerKind::Run };
+        let indexer = layers.value(&INDEXER, self.router_indexer, indexer)?;
+        Ok(RouterConfig { mode, kv, affinity, replica_sync, indexer, event_threads })
     }
 
     fn busy(&self, layers: &mut Layers<'_>) -> Result<BusyThresholds, ConfigError> {

@@ -151,6 +151,17 @@ pub fn select(
             *entry = (Some(found.slot), Overlap::of(found));
         }
     }
+    for lower in matches.lower_tiers() {
+        match overlaps.get_mut(lower.slot.index()) {
+            Some((Some(slot), overlap)) if *slot == lower.slot => overlap.add_lower(lower),
+            Some(entry @ (None, _)) => {
+                let mut overlap = Overlap::default();
+                overlap.add_lower(lower);
+                *entry = (Some(lower.slot), overlap);
+            }
+            _ => {}
+        }
+    }
     scored.clear();
     let mut overloaded = false;
     for (place, candidate) in (0..).zip(candidates) {

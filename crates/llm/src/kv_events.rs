@@ -205,12 +205,10 @@ impl Follower {
     async fn apply(&mut self, epoch: u64, due: &mut Vec<Due>) {
         let index = self.router.index();
         for (rank, mut data) in due.drain(..) {
-            loop {
-                match index.try_apply(rank, epoch, StorageTier::Device, data) {
-                    Err(TryApplyError::Full(back)) => data = back,
-                    // What comes of the others is counted and, where it matters, told by the lanes.
-                    Ok(()) | Err(TryApplyError::Refused(_) | TryApplyError::Stopped) => break,
-                }
+            // What comes of the others is counted and, where it matters, told by the lanes.
+            while let Err(TryApplyError::Full(back)) = index.try_apply(rank, epoch, StorageTier::Device, data)
+            {
+                data = back;
                 caught_up(index).await;
             }
         }

@@ -80,7 +80,9 @@ fn start_index(config: &RouterConfig, lost: Arc<LostRanks>) -> Result<LaneIndex,
     LaneIndex::start(config.indexer.build(config.event_threads), &lanes, move |report| match report {
         LaneReport::Refused { worker, error, .. } if error.asks_for_dump() => lost.add(worker),
         LaneReport::Refused { .. } => {}
-        LaneReport::Broken(broken) => tracing::error!(%broken, "routing goes on without new KV events: restart"),
+        LaneReport::Broken(broken) => {
+            tracing::error!(%broken, "routing goes on without new KV events: restart")
+        }
     })
 }
 
@@ -145,8 +147,7 @@ impl Router {
     /// Takes on a worker or its changed record; `false` if that cannot be, and then nothing has changed.
     pub(crate) fn set_worker(self: &Arc<Self>, worker: &RoutedWorker) -> bool {
         let ranks = worker.first_rank..worker.first_rank.saturating_add(worker.ranks.max(1));
-        let slots =
-            self.index.add_worker(worker.worker_id, worker.epoch, ranks, worker.blocks_per_rank());
+        let slots = self.index.add_worker(worker.worker_id, worker.epoch, ranks, worker.blocks_per_rank());
         let taken = match slots {
             Ok(slots) => {
                 let mut scheduler = self.scheduler.lock();

@@ -56,6 +56,19 @@ fn flags_go_over_variables_and_reach_the_router() {
 }
 
 #[test]
+fn one_thread_for_events_is_the_plain_tree_unless_an_index_is_named() {
+    let index = |args: &[&str], env: &[(&str, &str)]| {
+        let config = resolve(args, env).unwrap();
+        (config.indexer, config.event_threads.get())
+    };
+    assert_eq!(index(&[], &[]), (IndexerKind::Run, 4));
+    assert_eq!(index(&[], &[("DYN_ROUTER_EVENT_THREADS", "1")]), (IndexerKind::Radix, 1));
+    assert_eq!(index(&["--router-event-threads=1", "--router-indexer=run"], &[]), (IndexerKind::Run, 1));
+    let error = format!("{:#}", resolve(&[], &[("DYN_ROUTER_INDEXER", "flat")]).unwrap_err());
+    assert!(error.contains("positional"), "{error}");
+}
+
+#[test]
 fn what_cannot_be_used_is_named() {
     for (args, words) in [
         (&["--router-queue-policy=sjf"][..], "fcfs"),

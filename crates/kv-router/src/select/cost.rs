@@ -3,7 +3,7 @@
 use dynamo_tokens::BlockSize;
 
 use super::{Balance, Candidate, Scored, SelectRequest};
-use crate::{KvRouterConfig, Match, RouterOverrides};
+use crate::{KvRouterConfig, Match, RouterOverrides, TierMatch};
 
 /// Leading blocks of a prompt that a rank has, each in the nearest place where it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,6 +20,12 @@ impl Overlap {
     /// What an index found.
     pub(super) fn of(found: &Match) -> Self {
         Self { device: found.device_blocks, host: 0, disk: 0 }
+    }
+
+    /// What an index found below the device.
+    pub(super) fn add_lower(&mut self, found: &TierMatch) {
+        self.host = found.host_blocks.saturating_sub(self.device);
+        self.disk = found.any_blocks.saturating_sub(self.device + self.host);
     }
 }
 
