@@ -32,7 +32,7 @@ fn repeats(more: &[&str]) {
                 "messages": [{"role": "user", "content": content}],
                 "nvext": {"extra_fields": ["worker_id"]},
             });
-            let answer = post(&frontend.address, "/v1/chat/completions", &body).unwrap().json();
+            let answer = post(&frontend.address, "/v1/chat/completions", &body).expect("an answer").json();
             let usage = &answer["usage"];
             let number = |value: &serde_json::Value| value.as_u64().unwrap_or_else(|| panic!("{answer}"));
             (
