@@ -79,10 +79,9 @@ impl RunIndex {
             after.is_cut_off = false;
         }
         if after != before {
+            let turned = !before.is_cut_off && self.pass_on(slot, run, after.blocks, before.blocks, true);
             self.put_holding(run, slot, after);
-            if !before.is_cut_off {
-                self.pass_on(slot, run, after.blocks, before.blocks, true);
-            }
+            self.end_turn(turned);
         }
         self.count(slot, 0, end - begin);
         if end == self.len(run) {

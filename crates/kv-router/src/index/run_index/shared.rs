@@ -38,6 +38,8 @@ pub(super) struct Shared {
     held: Slots,
     pub(super) slot_limit: AtomicUsize,
     pub(super) epochs: Epochs,
+    /// Odd while the writer changes several words of a slot that have to change at once; counts such changes.
+    pub(super) turn: AtomicU64,
     pub(super) blocks: AtomicUsize,
     pub(super) nodes: AtomicUsize,
     pub(super) bytes: AtomicUsize,
@@ -77,6 +79,7 @@ impl Shared {
             held: Words::new(),
             slot_limit: AtomicUsize::new(0),
             epochs: Epochs::new(),
+            turn: AtomicU64::new(0),
             blocks: AtomicUsize::new(0),
             nodes: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),

@@ -135,28 +135,54 @@ impl RunIndex {
             after.is_cut_off = !is_whole;
         }
         if after != before {
-            self.put_holding(run, slot, after);
+            let mut turned = false;
             if !after.is_cut_off && self.slots[slot.index()].cut_off > 0 {
-                self.pass_on(slot, run, before.blocks, after.blocks, false);
+                turned = self.pass_on(slot, run, before.blocks, after.blocks, false);
             }
+            self.put_holding(run, slot, after);
+            self.end_turn(turned);
         }
         self.count(slot, added, 0);
         Ok(())
     }
 
-    /// A slot's run of blocks from the root now reaches, or does not reach any more, the blocks of a run behind the
-    /// first `after` up to `upto`: what hangs there counts, or does not.
-    pub(super) fn pass_on(&mut self, slot: Slot, run: RunId, after: u32, upto: u32, is_cut_off: bool) {
+    /// A slot's run of blocks from the root is about to reach, or not to reach any more, the blocks of a run behind
+    /// the first `after` up to `upto`: marks what hangs there, before the run's own word changes. Says whether there
+    /// was anything; then a turn has begun, which ends when that word has changed.
+    pub(super) fn pass_on(
+        &mut self,
+        slot: Slot,
+        run: RunId,
+        after: u32,
+        upto: u32,
+        is_cut_off: bool,
+    ) -> bool {
         let mut visit = std::mem::take(&mut self.visit);
         self.children_between(run, after, upto, &mut visit);
+        let mut turned = false;
         while let Some(child) = visit.pop() {
             let holding = self.holding(child, slot);
             if holding.blocks > 0 && holding.is_cut_off != is_cut_off {
+                if !turned {
+                    turned = true;
+                    let turn = self.shared.turn.load(Relaxed);
+                    self.shared.turn.store(turn + 1, Relaxed);
+                }
+                // Released with this, so that who sees the mark sees the turn.
                 self.put_holding(child, slot, Holding { is_cut_off, ..holding });
                 self.children_between(child, 0, holding.blocks, &mut visit);
             }
         }
         self.visit = visit;
+        turned
+    }
+
+    /// Ends a turn that `pass_on` began.
+    pub(super) fn end_turn(&mut self, turned: bool) {
+        if turned {
+            let turn = self.shared.turn.load(Relaxed);
+            self.shared.turn.store(turn + 1, Release);
+        }
     }
 
     /// Finds or makes room behind the first `offset` blocks of `run` for some of `blocks`, none of which is there.
