@@ -57,7 +57,7 @@ fn flags_go_over_variables_and_reach_the_router() {
 
 #[test]
 fn one_thread_for_events_is_the_plain_tree_unless_an_index_is_named() {
-    let index = |args: &[&str], env: &[(&str, &str)]| {
+    let index = |args: &[&str], env: &[(&'static str, &'static str)]| {
         let config = resolve(args, env).unwrap();
         (config.indexer, config.event_threads.get())
     };
