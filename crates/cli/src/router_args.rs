@@ -78,7 +78,7 @@ pub(crate) struct RouterArgs {
     /// How a worker is chosen: round-robin, random, kv or direct [env: DYN_ROUTER_MODE] [default: round-robin]
     #[arg(long, value_name = "MODE")]
     router_mode: Option<RouterMode>,
-    /// kv: what a block to compute costs beside a block to hold; 0 ignores caches [default: 1]
+    /// kv: what a block to compute costs beside a block to hold; 0 ignores caches [default: 4]
     #[arg(long, alias = "kv-overlap-score-weight", value_name = "WEIGHT")]
     router_kv_overlap_score_weight: Option<f64>,
     /// kv: what a cached block takes off the prompt, in blocks; 0 ignores caches [default: 1]
@@ -87,7 +87,7 @@ pub(crate) struct RouterArgs {
     /// kv: how fast that credit fades as a worker gets busier than others [default: 0]
     #[arg(long, value_name = "DECAY")]
     router_kv_overlap_score_credit_decay: Option<f64>,
-    /// kv: what a block to compute costs beside a block to hold [default: 1]
+    /// kv: what a block to compute costs beside a block to hold [default: 4]
     #[arg(long, value_name = "SCALE")]
     router_prefill_load_scale: Option<f64>,
     /// kv: what a running request costs, in blocks [default: 0]
@@ -157,10 +157,11 @@ impl RouterArgs {
         layers: &mut Layers<'_>,
         default_mode: RouterMode,
     ) -> anyhow::Result<RouterConfig> {
-        let reference = KvRouterConfig::REFERENCE;
-        let weight = layers.value(&WEIGHT, self.router_kv_overlap_score_weight, 1.0)?;
+        let default = KvRouterConfig::DEFAULT;
+        let scale = default.prefill_load_scale;
+        let weight = layers.value(&WEIGHT, self.router_kv_overlap_score_weight, scale)?;
         // The older setting is what the newer ones start from.
-        let base = reference.clone().with_overlap_score_weight(weight);
+        let base = default.with_overlap_score_weight(weight);
         let mut number = |key, flag, default| layers.value(key, flag, default);
         let kv = KvRouterConfig {
             overlap_score_credit: number(

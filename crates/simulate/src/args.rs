@@ -107,13 +107,13 @@ pub struct SimulateArgs {
     )]
     pub compare: Vec<Mode>,
     /// What a block to prefill costs beside a block to decode
-    #[arg(long, visible_alias = "kv-overlap-score-weight", default_value_t = KvRouterConfig::REFERENCE.prefill_load_scale, help_heading = "Router")]
+    #[arg(long, visible_alias = "kv-overlap-score-weight", default_value_t = KvRouterConfig::DEFAULT.prefill_load_scale, help_heading = "Router")]
     pub router_kv_overlap_score_weight: f64,
     /// 0 takes the cheapest worker; above, the higher, the more even the choice
-    #[arg(long, default_value_t = KvRouterConfig::REFERENCE.temperature, help_heading = "Router")]
+    #[arg(long, default_value_t = KvRouterConfig::DEFAULT.temperature, help_heading = "Router")]
     pub router_temperature: f64,
     /// How much busier than the others a worker may become for the sake of its cache; 0: without bound
-    #[arg(long, default_value_t = KvRouterConfig::REFERENCE.max_imbalance.unwrap_or(0.0), help_heading = "Router")]
+    #[arg(long, default_value_t = KvRouterConfig::DEFAULT.max_imbalance.unwrap_or(0.0), help_heading = "Router")]
     pub router_max_imbalance: f64,
     /// Do not count the blocks of running requests
     #[arg(long, help_heading = "Router")]
@@ -178,7 +178,7 @@ impl SimulateArgs {
             track_output_blocks: self.router_track_output_blocks,
             assume_kv_reuse: !self.no_router_assume_kv_reuse,
             max_imbalance: (self.router_max_imbalance > 0.0).then_some(self.router_max_imbalance),
-            ..KvRouterConfig::REFERENCE
+            ..KvRouterConfig::DEFAULT
         }
         .with_overlap_score_weight(self.router_kv_overlap_score_weight);
         kv.validate()?;

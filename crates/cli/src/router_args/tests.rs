@@ -16,8 +16,8 @@ fn resolve(args: &[&str], env: &[(&'static str, &str)]) -> anyhow::Result<Router
 }
 
 #[test]
-fn nothing_given_is_the_reference() {
-    assert_eq!(resolve(&[], &[]).unwrap().kv, KvRouterConfig::REFERENCE);
+fn nothing_given_is_the_default() {
+    assert_eq!(resolve(&[], &[]).unwrap().kv, KvRouterConfig::DEFAULT);
 }
 
 #[test]
@@ -82,5 +82,5 @@ fn what_cannot_be_used_is_named() {
         assert!(error.contains(words), "{error}");
     }
     let odd = resolve(&[], &[("DYN_ROUTER_ACTIVE_REQUEST_EXPIRY_SECS", "0")]).unwrap();
-    assert_eq!(odd.kv.active_request_expiry, KvRouterConfig::REFERENCE.active_request_expiry);
+    assert_eq!(odd.kv.active_request_expiry, KvRouterConfig::DEFAULT.active_request_expiry);
 }

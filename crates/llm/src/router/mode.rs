@@ -61,11 +61,11 @@ pub struct RouterConfig {
 }
 
 impl RouterConfig {
-    /// A mode with the reference's settings.
+    /// A mode with the usual settings.
     pub const fn of(mode: RouterMode) -> Self {
         Self {
             mode,
-            kv: KvRouterConfig::REFERENCE,
+            kv: KvRouterConfig::DEFAULT,
             affinity: None,
             replica_sync: false,
             indexer: IndexerKind::Run,
