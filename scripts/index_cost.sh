@@ -14,7 +14,7 @@ for line in sys.stdin:
 
 # About a third above what was counted when the limits were set.
 status=0
-for limit in store=340 query=12 remove=400; do
+for limit in store=420 query=12 remove=400; do
   what="${limit%%=*}" most="${limit#*=}"
   log="$(mktemp)"
   blocks="$(valgrind --tool=callgrind --callgrind-out-file=/dev/null --toggle-collect='prefix_index_cost::measured*' \

@@ -11,7 +11,7 @@ use self::{
     children::ChildTable,
     columns::{Columns, MAX_BLOCKS, UNIT},
     family::Families,
-    header::{HEADER, ROOT, RunId, pair},
+    header::{ChildEntry, HEADER, ROOT, RunId, pair},
     holes::Holes,
     limbo::{Limbo, Retired},
     names::NameTable,
@@ -73,6 +73,8 @@ pub struct RunIndex {
     held: usize,
     nodes: usize,
     events: u32,
+    /// A block that is about to be held.
+    pinned: Option<At>,
     /// Scratch: blocks that may have had the name of a new block before, with the new block.
     namesakes: Vec<(u32, u32)>,
     /// Scratch: runs that remain to be visited.
@@ -149,7 +151,7 @@ impl RunIndex {
             shared,
             columns: Columns::new(max_blocks),
             cold: Vec::new(),
-            runs: Space::new(RUNS_PER_CHUNK, 1 << 14),
+            runs: Space::new(RUNS_PER_CHUNK, (ChildEntry::MAX_RUNS / RUNS_PER_CHUNK) as usize),
             lists: Space::new((1 << 16) / UNIT, 1 << 14),
             children: ChildTable::new(),
             families: Families::default(),
@@ -162,6 +164,7 @@ impl RunIndex {
             held: 0,
             nodes: 0,
             events: 0,
+            pinned: None,
             namesakes: Vec::new(),
             visit: Vec::new(),
         }

@@ -8,13 +8,13 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use super::{
     ApplyError, RunIndex,
     columns::UNIT,
-    header::{RunId, halves, pair},
+    header::{ChildEntry, ORIGIN, ROOT, RunId, halves, pair},
     limbo::Retired,
     shared::{CHILD_PARTS, child_hash, child_part},
 };
 
 /// What was a child.
-const GONE: u64 = pair(1, 0);
+const GONE: u64 = 1 << 63;
 /// Words of the smallest table.
 const SMALLEST: u32 = UNIT;
 /// Words of the largest, half a chunk of lists.
@@ -68,10 +68,9 @@ impl RunIndex {
         let (old, target) =
             (self.shared.lists.slice(place, words as usize), self.shared.lists.slice(new, wanted as usize));
         for entry in old {
-            let entry = entry.load(Relaxed);
-            let run = entry as u32;
-            if run != 0 {
-                put(target, self.hash_of(run), entry);
+            let entry = ChildEntry(entry.load(Relaxed));
+            if entry.run() != ROOT {
+                put(target, self.hash_of(entry.run()), entry.0);
             }
         }
         self.shared.children[part].store(pair(new, wanted.trailing_zeros()), Release);
@@ -84,7 +83,7 @@ impl RunIndex {
 
     fn hash_of(&self, run: RunId) -> u64 {
         let found = self.shared.run(run);
-        let (parent, offset) = halves(found.header[super::header::ORIGIN].load(Relaxed));
+        let (parent, offset) = halves(found.header[ORIGIN].load(Relaxed));
         let first = self.shared.locals.slice(found.place, 1)[0].load(Relaxed);
         child_hash(parent, offset, first)
     }
@@ -94,10 +93,24 @@ impl RunIndex {
         let hash = self.hash_of(run);
         let part = child_part(hash);
         let (place, words) = self.child_words(part);
-        let is_new = put(self.shared.lists.slice(place, words as usize), hash, pair(hash as u32, run));
+        let entry = ChildEntry::new(hash, self.shared.run(run).place, run);
+        let is_new = put(self.shared.lists.slice(place, words as usize), hash, entry.0);
         let part = &mut self.children.parts[part];
         part.live += 1;
         part.used += u32::from(is_new);
+    }
+
+    /// Says where the blocks of a child went.
+    pub(super) fn relist_child(&mut self, run: RunId) {
+        let hash = self.hash_of(run);
+        let (place, words) = self.child_words(child_part(hash));
+        let entries = self.shared.lists.slice(place, words as usize);
+        let mask = entries.len() - 1;
+        let mut at = (hash >> 32) as usize & mask;
+        while ChildEntry(entries[at].load(Relaxed)).run() != run {
+            at = (at + 1) & mask;
+        }
+        entries[at].store(ChildEntry::new(hash, self.shared.run(run).place, run).0, Release);
     }
 
     /// Hides a child that is about to go.
@@ -108,7 +121,7 @@ impl RunIndex {
         let entries = self.shared.lists.slice(place, words as usize);
         let mask = entries.len() - 1;
         let mut at = (hash >> 32) as usize & mask;
-        while entries[at].load(Relaxed) as u32 != run {
+        while ChildEntry(entries[at].load(Relaxed)).run() != run {
             at = (at + 1) & mask;
         }
         entries[at].store(GONE, Release);
@@ -128,7 +141,7 @@ fn put(entries: &[std::sync::atomic::AtomicU64], hash: u64, entry: u64) -> bool 
     let mut at = (hash >> 32) as usize & mask;
     loop {
         let there = entries[at].load(Relaxed);
-        if there as u32 == 0 {
+        if there == 0 || there == GONE {
             entries[at].store(entry, Release);
             return there == 0;
         }

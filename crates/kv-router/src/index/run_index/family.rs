@@ -28,7 +28,8 @@ impl Families {
 }
 
 impl RunIndex {
-    fn hangs_at(&self, run: RunId) -> (RunId, u32) {
+    /// The run that a run hangs at, and behind how many of its blocks.
+    pub(super) fn hangs_at(&self, run: RunId) -> (RunId, u32) {
         halves(self.shared.header(run)[ORIGIN].load(Relaxed))
     }
 

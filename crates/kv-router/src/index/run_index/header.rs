@@ -4,6 +4,7 @@
 //! may look at it; nor does a run's number, nor where it hangs. So a holder's word, which has the slot and how many of
 //! the run's first blocks it holds, is true on its own at the moment it is read.
 
+use super::columns::{MAX_BLOCKS, UNIT};
 use crate::Slot;
 
 /// The number of a run; that of its header.
@@ -73,4 +74,36 @@ pub(super) fn slot_of(word: u64) -> Slot {
 #[inline]
 pub(super) fn counting(word: u64) -> i32 {
     word as u32 as i32
+}
+
+/// An entry of the table of children: bits of the hash, where the run's blocks began when it was last moved, in units,
+/// and its number. Who finds it asks for header and blocks at once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct ChildEntry(pub(super) u64);
+
+impl ChildEntry {
+    const RUN_BITS: u32 = 24;
+    const UNIT_BITS: u32 = 25;
+    const TAG: u64 = u64::MAX << (Self::RUN_BITS + Self::UNIT_BITS);
+    /// Runs that there can be: more than the largest table of children has room for.
+    pub(super) const MAX_RUNS: u32 = 1 << Self::RUN_BITS;
+
+    pub(super) fn new(hash: u64, place: u32, run: RunId) -> Self {
+        const { assert!(MAX_BLOCKS / UNIT as usize == 1 << Self::UNIT_BITS) };
+        let unit = u64::from(place / UNIT);
+        Self(hash << (64 - 15) | unit << Self::RUN_BITS | u64::from(run))
+    }
+
+    pub(super) fn run(self) -> RunId {
+        self.0 as u32 & (Self::MAX_RUNS - 1)
+    }
+
+    pub(super) fn place(self) -> u32 {
+        ((self.0 >> Self::RUN_BITS) as u32 & ((1 << Self::UNIT_BITS) - 1)) * UNIT
+    }
+
+    #[inline]
+    pub(super) fn may_be(self, hash: u64) -> bool {
+        (self.0 ^ hash << (64 - 15)) & Self::TAG == 0
+    }
 }

@@ -87,6 +87,15 @@ impl<const BITS: u32, const CHUNKS: usize> Words<BITS, CHUNKS> {
         &self.chunk(place)[at..at + len]
     }
 
+    /// Asks for the first lines of a place, which may not be in use any more.
+    #[inline]
+    pub(super) fn prefetch(&self, place: Place) {
+        let words = self.chunks[(place >> BITS) as usize].load(Relaxed);
+        let at = words.wrapping_add(place as usize & (Self::LEN - 1));
+        prefetch_at(at);
+        prefetch_at(at.wrapping_add(LINE));
+    }
+
     /// `N` words.
     #[inline]
     pub(super) fn array<const N: usize>(&self, place: Place) -> &[AtomicU64; N] {
@@ -129,11 +138,16 @@ impl<const BITS: u32, const CHUNKS: usize> Drop for Words<BITS, CHUNKS> {
 /// Asks for the cache line of something that will be needed soon.
 #[inline]
 pub(super) fn prefetch<T>(target: &T) {
+    prefetch_at(target);
+}
+
+#[inline]
+fn prefetch_at<T>(target: *const T) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: a hint; the address is that of a reference.
+    // SAFETY: a hint, which may name any address.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(target).cast());
+        _mm_prefetch::<_MM_HINT_T0>(target.cast());
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = target;

@@ -21,6 +21,8 @@ const FULL: usize = 14;
 const MIN_PLACE_BITS: u32 = 16;
 /// As many as blocks can be numbered with.
 const MAX_PLACE_BITS: u32 = 28;
+/// Names whose lines are asked for together: as many misses as a core has under way, or a few more.
+pub(super) const AT_ONCE: usize = 16;
 /// In an entry that is not in its own line.
 const SPILLED: u32 = 1 << 31;
 const FREE: u32 = 0;
@@ -74,6 +76,13 @@ impl Part {
         (self.number(hash) >> (32 - self.doubled)) as usize
     }
 
+    /// Whether it has to grow before `more` are put in, of which all but one may turn out to be elsewhere.
+    #[inline]
+    fn is_full(&self, more: usize) -> bool {
+        let (entries, lines) = (self.entries as usize, self.lines.len());
+        entries >= lines * FULL || entries + more > lines * LANES
+    }
+
     fn tag_mask(&self) -> u32 {
         !SPILLED & (u32::MAX << self.place_bits)
     }
@@ -93,28 +102,29 @@ impl Part {
 
     /// Puts an entry in. `seen` is told of the places with the same bits.
     #[inline]
-    fn insert(&mut self, hash: u64, place: Place, mut seen: impl FnMut(Place)) {
-        let tag = self.tag(hash);
-        let mut line = self.home(hash);
-        let mut spilled = 0;
+    fn insert(&mut self, hash: u64, place: Place, seen: impl FnMut(Place)) {
+        self.put(self.home(hash), self.tag(hash), place, seen);
+    }
+
+    #[inline(always)]
+    fn put(&mut self, mut line: usize, mut tag: u32, place: Place, mut seen: impl FnMut(Place)) {
+        let (mask, places) = (self.tag_mask() | SPILLED, !(u32::MAX << self.place_bits));
+        self.entries += 1;
         loop {
-            let entries = &self.lines[line];
-            let mut same = entries.equal(self.tag_mask() | SPILLED, tag | spilled);
+            let entries = &mut self.lines[line];
+            let free = entries.equal(u32::MAX, FREE);
+            // Unused entries look like those whose bits are all 0.
+            let mut same = entries.equal(mask, tag) & !free;
             while same != 0 {
-                let entry = entries.0[same.trailing_zeros() as usize];
-                if entry != FREE {
-                    seen(self.place(entry));
-                }
+                seen(entries.0[same.trailing_zeros() as usize % LANES] & places);
                 same &= same - 1;
             }
-            let free = entries.equal(u32::MAX, FREE);
             if free != 0 {
-                self.lines[line].0[free.trailing_zeros() as usize] = tag | spilled | place;
-                self.entries += 1;
+                entries.0[free.trailing_zeros() as usize % LANES] = tag | place;
                 return;
             }
             line = self.next(line);
-            spilled = SPILLED;
+            tag |= SPILLED;
         }
     }
 
@@ -265,9 +275,9 @@ impl Part {
     /// Room for more entries, or for larger places.
     #[cold]
     fn grow(&mut self, count: usize, place_bits: u32, columns: &Columns) {
-        /// Hash bits that an entry must have beyond those that choose its line: for one new block in five, a name is
+        /// Hash bits that an entry must have beyond those that choose its line: for one new block in three, a name is
         /// then looked at in vain.
-        const BITS_LEFT: u32 = 6;
+        const BITS_LEFT: u32 = 5;
         let bits = 31 - place_bits;
         if count == self.lines.len() && self.doubled + 2 < bits {
             let hash_bits = u32::MAX << self.place_bits;
@@ -319,23 +329,68 @@ impl NameTable {
     /// Lists a block. `seen` is told of blocks that may have the same name.
     #[inline]
     pub(super) fn insert(&mut self, hash: u64, place: Place, columns: &Columns, seen: impl FnMut(Place)) {
-        if self.parts.is_empty() {
-            self.parts = (0..PARTS).map(|_| Part::new()).collect();
-        }
-        let index = Self::part(hash);
-        let part = &mut self.parts[index];
-        if part.entries as usize >= part.lines.len() * FULL || place >> part.place_bits != 0 {
-            self.make_room(index, place, columns);
-        }
+        let index = self.room_for(hash, place, 1, columns);
         self.parts[index].insert(hash, place, seen);
         self.len += 1;
     }
 
+    /// Makes room for `more` blocks like this; says in which part.
+    #[inline]
+    fn room_for(&mut self, hash: u64, place: Place, more: usize, columns: &Columns) -> usize {
+        if self.parts.is_empty() {
+            self.parts = (0..PARTS).map(|_| Part::new()).collect();
+        }
+        let index = Self::part(hash);
+        let part = &self.parts[index];
+        if part.is_full(more) || place >> part.place_bits != 0 {
+            self.make_room(index, place, more, columns);
+        }
+        index
+    }
+
+    /// Lists blocks one after the other, the first at `place`. `seen` is told of blocks that may have the same name as
+    /// the other one.
+    #[inline]
+    pub(super) fn insert_all(
+        &mut self,
+        names: &[u64],
+        mut place: Place,
+        columns: &Columns,
+        mut seen: impl FnMut(Place, Place),
+    ) {
+        let mut prepared = [(0u32, 0u32, 0u32); AT_ONCE];
+        for stretch in names.chunks(AT_ONCE) {
+            let last = place + stretch.len() as u32 - 1;
+            let mut number = 0;
+            while number < stretch.len() {
+                let hash = hash(stretch[number]);
+                let lines = self.lines;
+                // Each may be in the same part as all before it.
+                let index = self.room_for(hash, last, number + 1, columns);
+                if self.lines != lines && number > 0 {
+                    // Those of this part before it have other lines now.
+                    number = 0;
+                    continue;
+                }
+                let part = &self.parts[index];
+                let home = part.home(hash);
+                prefetch(&part.lines[home]);
+                prepared[number] = (index as u32, home as u32, part.tag(hash));
+                number += 1;
+            }
+            for &(index, home, tag) in &prepared[..stretch.len()] {
+                self.parts[index as usize].put(home as usize, tag, place, |other| seen(other, place));
+                place += 1;
+            }
+            self.len += stretch.len();
+        }
+    }
+
     #[cold]
-    fn make_room(&mut self, index: usize, place: Place, columns: &Columns) {
+    fn make_room(&mut self, index: usize, place: Place, more: usize, columns: &Columns) {
         let part = &mut self.parts[index];
         let before = part.lines.len();
-        let count = if part.entries as usize >= before * FULL { lines_above(index, before) } else { before };
+        let count = if part.is_full(more) { lines_above(index, before) } else { before };
         // A bit more than now needed: places are twice as large when the part doubles the next time, so that parts
         // change this one by one, with their size.
         let place_bits = part.place_bits.max(32 - place.leading_zeros() + 1).min(MAX_PLACE_BITS);

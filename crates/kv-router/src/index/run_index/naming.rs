@@ -5,14 +5,14 @@
 
 use super::{
     ApplyError, At, RunIndex,
-    header::{Holding, RunId},
+    header::{ROOT, RunId},
     memory::Place,
-    names::hash,
+    names::{AT_ONCE, hash},
 };
 use crate::{Slot, index::names::Left};
 
-/// Blocks whose lines of the table are asked for together: as many misses as a core has under way, or a few more.
-const AT_ONCE: usize = 16;
+/// Blocks after which those that may have had their names are looked at.
+const STRETCH: usize = 64;
 
 impl RunIndex {
     pub(super) fn at(&self, place: Place) -> At {
@@ -63,21 +63,14 @@ impl RunIndex {
     pub(super) fn list_names(&mut self, place: Place, len: u32) {
         let Self { names, columns, namesakes, .. } = self;
         debug_assert!(namesakes.is_empty(), "they are looked at after each stretch");
-        let mut place = place;
-        for stretch in columns.names(place, len as usize).chunks(AT_ONCE) {
+        for start in (0..len).step_by(STRETCH) {
+            let count = (len - start).min(STRETCH as u32);
+            let place = place + start;
             let checked = namesakes.len();
-            let mut hashes = [0; AT_ONCE];
-            for (hash, &name) in hashes.iter_mut().zip(stretch) {
-                *hash = super::names::hash(name);
-                names.prefetch(*hash);
-            }
-            for &hash in &hashes[..stretch.len()] {
-                names.insert(hash, place, columns, |other| {
-                    columns.prefetch_name(other);
-                    namesakes.push((other, place));
-                });
-                place += 1;
-            }
+            names.insert_all(columns.names(place, count as usize), place, columns, |other, at| {
+                columns.prefetch_name(other);
+                namesakes.push((other, at));
+            });
             let mut kept = checked;
             for at in checked..namesakes.len() {
                 if columns.name(namesakes[at].0) == columns.name(namesakes[at].1) {
@@ -118,20 +111,21 @@ impl RunIndex {
     }
 
     /// Lets a slot hold one block under a name that may be anything: another block's, or not the block's own.
-    pub(super) fn hold_as(
-        &mut self,
-        slot: Slot,
-        at: At,
-        name: u64,
-        is_whole: bool,
-    ) -> Result<(), ApplyError> {
+    pub(super) fn hold_as(&mut self, slot: Slot, at: At, name: u64) -> Result<(), ApplyError> {
         let old = self.named(slot, name);
         if old == Some(at) {
             return Ok(());
         }
+        self.room_for_holder(at.run, slot)?;
         let held = self.holds(slot, at);
         let is_nobodys = !held && !self.is_held(at);
-        self.hold(slot, at.run, at.offset, 1, is_whole)?;
+        if let Some(old) = old {
+            // First, so that the slot is never seen to hold both. What is below may go with it, but not this.
+            self.pinned = Some(at);
+            self.unname(slot, old, name);
+            self.pinned = None;
+        }
+        self.hold(slot, at.run, at.offset, 1)?;
         let place = self.place(at);
         if is_nobodys && self.columns.name(place) != name {
             self.unlist_names(place, 1);
@@ -139,10 +133,6 @@ impl RunIndex {
             self.list_names(place, 1);
             self.namesakes.clear();
         }
-        if let Some(old) = old {
-            self.unname(slot, old, name);
-        }
-        // The run of `at` stays where it is: the slot holds it.
         let index = slot.index() as u32;
         if self.columns.name(place) != name {
             self.aliases.add(at.key(), index, name, held);
@@ -164,22 +154,9 @@ impl RunIndex {
         self.release(slot, at.run, at.offset, at.offset + 1);
     }
 
-    /// New blocks of a slot took names that stood for others: those lose them.
-    pub(super) fn move_names(&mut self, slot: Slot) {
-        while let Some((other, place)) = self.namesakes.pop() {
-            let name = self.columns.name(place);
-            let at = self.at(other);
-            let index = slot.index() as u32;
-            if self.holds(slot, at) && self.aliases.uses_own(at.key(), index) {
-                // The room of a run that goes away with this is not used again before the list is done.
-                self.unname(slot, at, name);
-            }
-        }
-    }
-
-    /// Whether a slot's holding makes it count at the end of a run's first `blocks`.
-    pub(super) fn is_whole(&self, run: RunId, slot: Slot, blocks: u32) -> bool {
-        let holding: Holding = self.holding(run, slot);
-        blocks == 0 || holding.whole() >= blocks
+    /// Whether a slot holds everything above a run.
+    pub(super) fn is_reached(&self, run: RunId, slot: Slot) -> bool {
+        let (parent, offset) = self.hangs_at(run);
+        parent == ROOT || self.holding(parent, slot).whole() >= offset
     }
 }

@@ -129,6 +129,9 @@ impl RunIndex {
     /// How many blocks of a run are held or lead to something.
     fn kept(&self, run: RunId, len: u32) -> u32 {
         let mut kept = self.last_offset(run);
+        if let Some(pinned) = self.pinned.filter(|at| at.run == run) {
+            kept = kept.max(pinned.offset + 1);
+        }
         for holding in self.holders(run) {
             kept = kept.max(holding.blocks);
             if kept == len {

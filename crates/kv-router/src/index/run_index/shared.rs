@@ -9,13 +9,13 @@ use std::sync::atomic::{
 use super::{
     columns::Locals,
     epochs::Epochs,
-    header::{EXTENT, HEADER, LIST, ORIGIN, RunId, halves, pair},
+    header::{ChildEntry, EXTENT, HEADER, LIST, ORIGIN, ROOT, RunId, halves, pair},
     memory::{Place, Words},
 };
 use crate::Slot;
 
-/// 2,048 headers of 64 bytes in a chunk, 33 million runs at most.
-pub(super) type Headers = Words<14, { 1 << 14 }>;
+/// 2,048 headers of 64 bytes in a chunk, 16 million runs at most.
+pub(super) type Headers = Words<14, { 1 << 13 }>;
 /// Lists of holders and tables of children, up to 2^16 words each.
 pub(super) type Lists = Words<16, { 1 << 14 }>;
 /// A word for each slot there can be.
@@ -120,12 +120,13 @@ impl Shared {
         let mask = entries.len() - 1;
         let mut at = (hash >> 32) as usize & mask;
         loop {
-            let (tag, id) = match entries[at].load(Acquire) {
+            let entry = match entries[at].load(Acquire) {
                 0 => return None,
-                entry => halves(entry),
+                entry => ChildEntry(entry),
             };
-            if tag == hash as u32 && id != 0 {
-                let run = self.run(id);
+            if entry.may_be(hash) && entry.run() != ROOT {
+                self.locals.prefetch(entry.place());
+                let run = self.run(entry.run());
                 if run.header[ORIGIN].load(Relaxed) == pair(parent, offset)
                     && run.len > 0
                     && self.locals.slice(run.place, 1)[0].load(Relaxed) == local

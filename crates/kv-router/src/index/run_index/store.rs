@@ -47,23 +47,21 @@ impl RunIndex {
             }
             None => (ROOT, 0),
         };
-        let mut is_whole = run == ROOT || self.is_whole(run, slot, offset);
         let mut rest = blocks;
         while let Some(first) = rest.first() {
             let known = if run == ROOT { 0 } else { self.known(run, offset, rest) };
             let taken = if known > 0 {
-                self.hold_known(slot, At { run, offset }, &rest[..known], is_whole)?
+                self.hold_known(slot, At { run, offset }, &rest[..known])?
             } else if let Some(child) = self.shared.child(run, offset, first.tokens_hash.0) {
                 (run, offset) = (child.id, 0);
                 continue;
             } else {
                 let at = self.create(run, offset, rest)?;
-                let taken = self.fill(slot, at, rest, is_whole)?;
+                let taken = self.fill(slot, at, rest)?;
                 (run, offset) = (at.run, at.offset);
                 taken
             };
             offset += taken as u32;
-            is_whole = self.is_whole(run, slot, offset);
             rest = &rest[taken..];
         }
         Ok(())
@@ -77,17 +75,11 @@ impl RunIndex {
     }
 
     /// Lets a slot hold blocks that are there. Returns how many: a name that moves may take others with it.
-    fn hold_known(
-        &mut self,
-        slot: Slot,
-        at: At,
-        blocks: &[StoredBlock],
-        is_whole: bool,
-    ) -> Result<usize, ApplyError> {
+    fn hold_known(&mut self, slot: Slot, at: At, blocks: &[StoredBlock]) -> Result<usize, ApplyError> {
         if self.are_names_plain() {
             let names = self.columns.names(self.place(at), blocks.len());
             if names.iter().zip(blocks).all(|(name, block)| *name == block.block_hash.0) {
-                self.hold(slot, at.run, at.offset, blocks.len() as u32, is_whole)?;
+                self.hold(slot, at.run, at.offset, blocks.len() as u32)?;
                 return Ok(blocks.len());
             }
         }
@@ -96,22 +88,13 @@ impl RunIndex {
             if at.offset >= self.len(at.run) {
                 return Ok(number);
             }
-            // A name that moved may have been that of a block above.
-            let is_whole = if at.offset == 0 { is_whole } else { self.is_whole(at.run, slot, at.offset) };
-            self.hold_as(slot, at, block.block_hash.0, is_whole)?;
+            self.hold_as(slot, at, block.block_hash.0)?;
         }
         Ok(blocks.len())
     }
 
-    /// Lets a slot hold `count` blocks of a run. `is_whole` says that it lacks nothing above the first of them.
-    pub(super) fn hold(
-        &mut self,
-        slot: Slot,
-        run: RunId,
-        offset: u32,
-        count: u32,
-        is_whole: bool,
-    ) -> Result<(), ApplyError> {
+    /// Lets a slot hold `count` blocks of a run.
+    pub(super) fn hold(&mut self, slot: Slot, run: RunId, offset: u32, count: u32) -> Result<(), ApplyError> {
         self.room_for_holder(run, slot)?;
         let before = self.holding(run, slot);
         let end = offset + count;
@@ -132,7 +115,7 @@ impl RunIndex {
             self.holes.put(run, slot, bits);
         }
         if before.blocks == 0 && after.blocks > 0 {
-            after.is_cut_off = !is_whole;
+            after.is_cut_off = !self.is_reached(run, slot);
         }
         if after != before {
             let mut turned = false;
@@ -237,6 +220,7 @@ impl RunIndex {
             let name = self.columns.name(place + number);
             self.names.replace(hash(name), place + number, new + number, &self.columns);
         }
+        self.relist_child(run);
         self.cold[run as usize].units = roomy as u16;
         self.retire(Retired::Blocks { place, units });
         true
@@ -247,18 +231,11 @@ impl RunIndex {
     }
 
     /// Writes blocks into the room behind the end of a run and lets a slot hold them. Returns how many.
-    fn fill(
-        &mut self,
-        slot: Slot,
-        at: At,
-        blocks: &[StoredBlock],
-        is_whole: bool,
-    ) -> Result<usize, ApplyError> {
+    fn fill(&mut self, slot: Slot, at: At, blocks: &[StoredBlock]) -> Result<usize, ApplyError> {
         let (place, len) = {
             let found = self.shared.run(at.run);
             (found.place, found.len)
         };
-        let is_new = len == 0;
         let room = u32::from(self.cold[at.run as usize].units) * UNIT - len;
         let count = blocks.len().min(room as usize);
         let blocks = &blocks[..count];
@@ -270,33 +247,58 @@ impl RunIndex {
         for (name, block) in self.columns.names_mut(start, count).iter_mut().zip(blocks) {
             *name = block.block_hash.0;
         }
-        // Before the names are the new blocks', while a look-up finds what they stood for.
-        let olds = if self.aliases.is_empty() {
-            Vec::new()
-        } else {
-            let index = slot.index() as u32;
-            let names = blocks.iter().map(|block| block.block_hash.0);
-            names.filter_map(|name| Some((name, At::of(self.aliases.node(index, name)?)))).collect()
-        };
         self.shared.header(at.run)[EXTENT].store(pair(place, len + count as u32), Release);
         self.nodes += count;
         self.list_names(start, count as u32);
-        let held = self.hold(slot, at.run, at.offset, count as u32, is_whole);
-        if is_new {
+        if len == 0 {
             self.list_child(at.run);
             self.adopt(at.run);
         }
-        if let Err(full) = held {
+        let result = if self.namesakes.is_empty() && self.aliases.is_empty() {
+            self.hold(slot, at.run, at.offset, count as u32)
+        } else {
+            self.pinned = Some(At { run: at.run, offset: len + count as u32 - 1 });
+            let result = self.take_names(slot, at, blocks);
             self.namesakes.clear();
+            self.pinned = None;
+            result
+        };
+        if let Err(full) = result {
             self.trim(at.run);
             return Err(full);
         }
-        self.move_names(slot);
-        for (name, old) in olds {
-            if self.aliases.node(slot.index() as u32, name) == Some(old.key()) {
-                self.unname(slot, old, name);
+        Ok(count)
+    }
+
+    /// Lets a slot hold new blocks, the first of which is `at`, some of whose names may stand for others: it loses
+    /// those, each before it holds the block that the name stands for now.
+    fn take_names(&mut self, slot: Slot, at: At, blocks: &[StoredBlock]) -> Result<(), ApplyError> {
+        let index = slot.index() as u32;
+        let place = self.place(at);
+        let mut namesakes = std::mem::take(&mut self.namesakes);
+        let mut moved = namesakes.drain(..).peekable();
+        let (mut held, count) = (0, blocks.len() as u32);
+        for (number, block) in (0..count).zip(blocks) {
+            let name = block.block_hash.0;
+            while let Some((other, _)) = moved.next_if(|&(_, new)| new == place + number) {
+                let old = self.at(other);
+                // Those among the new ones are held first, if they come before.
+                if old.run == at.run && old.offset >= at.offset {
+                    self.hold(slot, at.run, at.offset + held, number - held)?;
+                    held = number;
+                }
+                if self.holds(slot, old) && self.aliases.uses_own(old.key(), index) {
+                    self.unname(slot, old, name);
+                }
+            }
+            if !self.aliases.is_empty()
+                && let Some(old) = self.aliases.node(index, name)
+            {
+                self.unname(slot, At::of(old), name);
             }
         }
-        Ok(count)
+        drop(moved);
+        self.namesakes = namesakes;
+        if held < count { self.hold(slot, at.run, at.offset + held, count - held) } else { Ok(()) }
     }
 }
