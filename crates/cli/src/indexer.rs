@@ -42,7 +42,7 @@ pub struct IndexerArgs {
     /// Tokens per block of the engines in --workers
     #[arg(long, value_name = "TOKENS")]
     block_size: Option<u32>,
-    /// Lanes that apply events, for each index [default: 4]
+    /// Lanes on which events reach each index; 1 also chooses the plain radix tree [default: 4]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// Engines that are there from the start: id[:dp]=tcp://host:port, separated by commas

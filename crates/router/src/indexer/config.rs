@@ -15,7 +15,7 @@ pub struct IndexerConfig {
     pub model_name: String,
     /// Their group.
     pub routing_group: String,
-    /// Lanes of events for each index.
+    /// Lanes on which events reach each index; 1 also chooses the plain radix tree.
     pub threads: usize,
     /// Indexers to take over from, the first that answers.
     pub peers: Vec<String>,

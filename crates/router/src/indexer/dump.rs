@@ -9,8 +9,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use dynamo_engine_api::KvCacheEventData;
-use dynamo_kv_router::WorkerRank;
+use dynamo_engine_api::{KvCacheEventData, RouterEvent, StorageTier};
+use dynamo_kv_router::DumpError;
 use dynamo_runtime::TaskScope;
 use http_body::Frame;
 use tokio::{
@@ -24,6 +24,8 @@ use super::registry::{ModelIndex, ModelKey, Registry};
 const PIECES: usize = 4;
 /// A piece is sent when it has so many bytes; one event of a dump has some 80 KiB at most.
 const PIECE_BYTES: usize = 64 << 10;
+/// Blocks that are written without a look at others that have something to do: some 80 KiB.
+const CHUNK_BLOCKS: usize = 1024;
 /// A reader that takes nothing for this long gets no more: its dump holds memory.
 const STALL: Duration = Duration::from_secs(30);
 
@@ -75,7 +77,7 @@ impl http_body::Body for DumpBody {
     }
 }
 
-/// Nobody reads any more.
+/// Nobody reads any more, or an index does not say what it holds.
 struct Gone;
 
 struct Writer {
@@ -95,16 +97,26 @@ impl Writer {
             for rank in model.ranks() {
                 let dumped = model.clone();
                 let dumping = scope.spawn_blocking("dump-rank", move || dumped.index.dump_rank(rank));
-                let events = dumping.await.map_err(|_| Gone)?;
-                for (event_id, event) in events.iter().enumerate() {
-                    if !std::mem::take(&mut first) {
-                        self.text.push(b',');
+                let mut dump = match dumping.await.map_err(|_| Gone)? {
+                    Ok(dump) => dump,
+                    // It was unregistered just now.
+                    Err(DumpError::UnknownWorker) => continue,
+                    Err(error) => {
+                        tracing::warn!(worker_id = rank.worker_id, dp_rank = rank.dp_rank, %error, "no dump");
+                        return Err(Gone);
                     }
-                    write_event(rank, event_id, event, &mut self.text);
-                    if self.text.len() >= PIECE_BYTES {
-                        self.send().await?;
-                        tokio::task::consume_budget().await;
+                };
+                while !dump.is_empty() {
+                    for event in dump.next_chunk(CHUNK_BLOCKS) {
+                        if !std::mem::take(&mut first) {
+                            self.text.push(b',');
+                        }
+                        write_event(&event, &mut self.text);
+                        if self.text.len() >= PIECE_BYTES {
+                            self.send().await?;
+                        }
                     }
+                    tokio::task::consume_budget().await;
                 }
             }
             self.text.extend_from_slice(b"]}");
@@ -132,15 +144,20 @@ impl Writer {
 }
 
 /// Writes an event as the ecosystem's indexers do. By hand, for a dump has millions of blocks.
-fn write_event(rank: WorkerRank, event_id: usize, event: &KvCacheEventData, out: &mut Vec<u8>) {
+fn write_event(event: &RouterEvent, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"worker_id\":");
-    write_number(rank.worker_id, out);
-    out.extend_from_slice(
-        b",\"storage_tier\":\"device\",\"residency_domain\":\"worker\",\"event\":{\"event_id\":",
-    );
-    write_number(event_id as u64, out);
+    write_number(event.worker_id, out);
+    out.extend_from_slice(b",\"storage_tier\":\"");
+    out.extend_from_slice(match event.storage_tier {
+        StorageTier::Device => b"device",
+        StorageTier::HostPinned => b"host_pinned",
+        StorageTier::Disk => b"disk",
+        StorageTier::External => b"external",
+    });
+    out.extend_from_slice(b"\",\"residency_domain\":\"worker\",\"event\":{\"event_id\":");
+    write_number(event.event.event_id, out);
     out.extend_from_slice(b",\"data\":");
-    match event {
+    match &event.event.data {
         KvCacheEventData::Stored { parent_hash, blocks } => {
             out.extend_from_slice(b"{\"stored\":{\"parent_hash\":");
             match parent_hash {
@@ -170,7 +187,7 @@ fn write_event(rank: WorkerRank, event_id: usize, event: &KvCacheEventData, out:
         KvCacheEventData::Cleared => out.extend_from_slice(b"\"cleared\""),
     }
     out.extend_from_slice(b",\"dp_rank\":");
-    write_number(u64::from(rank.dp_rank), out);
+    write_number(u64::from(event.event.dp_rank), out);
     out.extend_from_slice(b"}}");
 }
 
@@ -191,19 +208,19 @@ fn write_number(mut number: u64, out: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
-    use dynamo_engine_api::{ExternalBlockHash, RouterEvent, StoredBlock};
+    use dynamo_engine_api::{ExternalBlockHash, KvCacheEvent, StoredBlock};
     use dynamo_tokens::LocalBlockHash;
 
     use super::*;
 
     #[test]
     fn events_are_written_as_serde_reads_them() {
-        let rank = WorkerRank { worker_id: 7, dp_rank: 3 };
         let block = |name| StoredBlock {
             block_hash: ExternalBlockHash(name),
             tokens_hash: LocalBlockHash(u64::MAX - name),
         };
-        for event in [
+        let tiers = [StorageTier::Device, StorageTier::HostPinned, StorageTier::Disk, StorageTier::External];
+        let events = [
             KvCacheEventData::Stored { parent_hash: None, blocks: vec![block(0)] },
             KvCacheEventData::Stored {
                 parent_hash: Some(ExternalBlockHash(9)),
@@ -211,12 +228,14 @@ mod tests {
             },
             KvCacheEventData::Removed { block_hashes: vec![ExternalBlockHash(10), ExternalBlockHash(100)] },
             KvCacheEventData::Cleared,
-        ] {
+        ];
+        for (data, storage_tier) in events.into_iter().zip(tiers) {
+            let event = KvCacheEvent { event_id: 12, data, dp_rank: 3 };
+            let event = RouterEvent { worker_id: 7, event, storage_tier };
             let mut text = Vec::new();
-            write_event(rank, 12, &event, &mut text);
+            write_event(&event, &mut text);
             let read: RouterEvent = serde_json::from_slice(&text).unwrap();
-            assert_eq!((read.worker_id, read.event.dp_rank, read.event.event_id), (7, 3, 12));
-            assert_eq!(read.event.data, event);
+            assert_eq!(read, event);
         }
     }
 }

@@ -1,24 +1,25 @@
 //! From the listeners into an index: the deliveries of one rank on one lane, in order.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use dynamo_engine_api::{KvCacheEventData, StorageTier};
 use dynamo_kv_router::WorkerRank;
 use dynamo_runtime::TaskScope;
 use tokio::sync::{mpsc, watch};
 
 use super::{
     registry::ModelIndex,
+    shared_index::{Brought, TierEvent},
     source::{Delivered, Delivery},
 };
 
 /// Messages of engines that wait on one lane. A message is a step of an engine; when so many wait, the sockets keep more.
 const LANE_CAPACITY: usize = 1024;
-/// Blocks that are applied at once, some 100 µs: queries wait for it.
-const BLOCKS_AT_ONCE: usize = 1000;
 
 /// What became of deliveries since the start, over all lanes.
 #[derive(Clone, Default)]
@@ -32,7 +33,7 @@ struct Counters {
 }
 
 impl LaneCounters {
-    /// Messages that were applied.
+    /// Messages whose events were brought to the index.
     pub(super) fn batches(&self) -> u64 {
         self.0.batches.load(Ordering::Relaxed)
     }
@@ -119,15 +120,7 @@ impl Lane {
     async fn take(&self, Delivered { rank, generation, delivery }: Delivered) {
         match delivery {
             Delivery::Batch { events, .. } => {
-                let mut rest = events.as_slice();
-                while !rest.is_empty() {
-                    let (piece, later) = rest.split_at(piece(rest));
-                    self.if_registered(rank, generation, || {
-                        self.model.index.apply(rank, piece);
-                    });
-                    rest = later;
-                    tokio::task::consume_budget().await;
-                }
+                self.bring(rank, generation, events.into()).await;
                 self.counters.0.batches.fetch_add(1, Ordering::Relaxed);
             }
             Delivery::Restarted => {
@@ -147,27 +140,21 @@ impl Lane {
         }
     }
 
-    /// Under the lock of who registers, so that nothing of an earlier registration comes in after its end.
-    fn if_registered(&self, rank: WorkerRank, generation: u64, apply: impl FnOnce()) {
-        let engines = self.model.engines.read();
-        let current = engines.get(&rank.worker_id).and_then(|ranks| ranks.get(&rank.dp_rank));
-        if current.is_some_and(|current| current.generation == generation) {
-            apply();
+    /// At the index's pace: it waits while much waits there.
+    async fn bring(&self, rank: WorkerRank, generation: u64, mut events: VecDeque<TierEvent>) {
+        loop {
+            match self.if_registered(rank, generation, || self.model.index.bring(rank, &mut events)) {
+                None | Some(Brought::All) => return,
+                Some(Brought::Some) => tokio::task::consume_budget().await,
+                Some(Brought::Full) => self.model.index.caught_up().await,
+            }
         }
     }
-}
 
-/// How many of `events` are applied at once: at least one.
-fn piece(events: &[(StorageTier, KvCacheEventData)]) -> usize {
-    let mut blocks = 0;
-    let fits = |(_, event): &&(StorageTier, KvCacheEventData)| {
-        let room = blocks < BLOCKS_AT_ONCE;
-        blocks += match event {
-            KvCacheEventData::Stored { blocks, .. } => blocks.len(),
-            KvCacheEventData::Removed { block_hashes } => block_hashes.len(),
-            KvCacheEventData::Cleared => 1,
-        };
-        room
-    };
-    events.iter().take_while(fits).count()
+    /// Under the lock of who registers, so that nothing of an earlier registration comes in after its end.
+    fn if_registered<R>(&self, rank: WorkerRank, generation: u64, apply: impl FnOnce() -> R) -> Option<R> {
+        let engines = self.model.engines.read();
+        let current = engines.get(&rank.worker_id).and_then(|ranks| ranks.get(&rank.dp_rank));
+        current.is_some_and(|current| current.generation == generation).then(apply)
+    }
 }

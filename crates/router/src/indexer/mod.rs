@@ -1,7 +1,8 @@
 //! The standalone indexer: engines' KV events in, "who holds how much of this prompt" out, over HTTP.
 //!
 //! Engines are registered with the address at which they publish their events. Each (model, routing group) has an index of
-//! its own. A second indexer that names this one as its peer takes over what it has when it starts, so that a restart
+//! its own, which threads of its own write, so that queries and events do not wait for each other. Blocks on lower tiers
+//! count too. A second indexer that names this one as its peer takes over what it has when it starts, so that a restart
 //! loses nothing; until then it says that it is not ready.
 //!
 //! - [`Registry`]: which engines there are, of which model; it starts and stops their listeners.
@@ -36,7 +37,7 @@ pub use access_log::AccessLogError;
 pub use config::{IndexerConfig, RecoveryLimits};
 pub use registry::{ModelKey, RegisterError, Registration, Registry, UnregisterError};
 pub use server::{IndexerError, IndexerService};
-pub use shared_index::SharedKvIndex;
+pub use shared_index::{Brought, HeldBlocks, SharedKvIndex, TierEvent};
 pub use source::{
     Deliveries, Delivery, EndpointError, EventSource, ListenTo, ListenerStatus, StatusCell, Unregistered,
     check_endpoint,

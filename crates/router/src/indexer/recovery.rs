@@ -1,9 +1,9 @@
 //! Taking over from a peer at the start: its engines and what they hold.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use dynamo_engine_api::StorageTier;
-use dynamo_kv_router::WorkerRank;
+use dynamo_engine_api::{KvCacheEventData, RouterEvent};
+use dynamo_kv_router::{EventStatus, WorkerRank};
 use dynamo_runtime::TaskScope;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -14,6 +14,7 @@ use super::{
     dump_reader::{DumpError, DumpItem, DumpReader},
     peer_client::{PeerError, PeerUrl, PeerUrlError, collect, get},
     registry::{ModelIndex, ModelKey, RegisterError, Registration, Registry},
+    shared_index::{Brought, TierEvent},
 };
 
 /// The list of a peer's engines at most: a hundred thousand of them.
@@ -26,6 +27,7 @@ const SUBSCRIBING: Duration = Duration::from_millis(500);
 /// What was taken over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct TakenOver {
+    /// Of stored events, on all tiers.
     pub(super) blocks: u64,
     pub(super) events: u64,
     /// Events of engines that are not registered here, or that do not fit.
@@ -103,16 +105,33 @@ async fn take_over(
     tokio::time::sleep(SUBSCRIBING).await;
     let mut body = get(&peer, "/dump", limits.answer, scope).await?;
     let mut reader = DumpReader::default();
-    let mut applier = Applier { registry, model: None, taken: &mut taken };
+    let refused_before = refused(registry);
+    let mut applier = Applier { registry, model: None, brought: VecDeque::new(), taken: &mut taken };
+    let mut items = Vec::new();
     loop {
         let frame = timeout(limits.total, body.frame()).await;
         let Some(frame) = frame.map_err(|_| RecoveryError::Slow(limits.total))? else { break };
         let Ok(data) = frame.map_err(PeerError::Http)?.into_data() else { continue };
-        reader.feed(&data, &mut |item| applier.take(item))?;
+        let fed = reader.feed(&data, &mut |item| items.push(item));
+        for item in items.drain(..) {
+            applier.take(item).await;
+        }
+        fed?;
         tokio::task::consume_budget().await;
     }
     reader.finish()?;
+    registry.caught_up().await;
+    taken.refused += refused(registry).saturating_sub(refused_before);
     Ok(taken)
+}
+
+/// Events that did not apply, over all indexes. While a recovery runs, nobody else brings any.
+fn refused(registry: &Registry) -> u64 {
+    let of = |model: &ModelIndex| -> u64 {
+        let counters = model.index.counters();
+        counters.iter().filter(|(_, status, _)| *status != EventStatus::Ok).map(|(_, _, count)| count).sum()
+    };
+    registry.models().iter().map(|(_, model)| of(model)).sum()
 }
 
 /// Registers an engine of a peer's here, unless it is; returns how many ranks.
@@ -146,11 +165,13 @@ fn adopt(registry: &Registry, entry: WorkerEntry) -> u64 {
 struct Applier<'a> {
     registry: &'a Registry,
     model: Option<Arc<ModelIndex>>,
+    /// Scratch, empty between two events.
+    brought: VecDeque<TierEvent>,
     taken: &'a mut TakenOver,
 }
 
 impl Applier<'_> {
-    fn take(&mut self, item: DumpItem) {
+    async fn take(&mut self, item: DumpItem) {
         match item {
             DumpItem::Model { key, block_size } => {
                 self.model = self.registry.model(&key);
@@ -159,18 +180,19 @@ impl Applier<'_> {
                     self.model = None;
                 }
             }
-            DumpItem::Event(event) => {
-                let rank = WorkerRank { worker_id: event.worker_id, dp_rank: event.event.dp_rank };
-                let applied = event.storage_tier == StorageTier::Device
-                    && self
-                        .model
-                        .as_ref()
-                        .is_some_and(|model| model.index.apply_one(rank, &event.event.data).is_ok());
+            DumpItem::Event(RouterEvent { worker_id, event, storage_tier }) => {
                 self.taken.events += 1;
-                if !applied {
+                let Some(model) = &self.model else {
                     self.taken.refused += 1;
-                } else if let dynamo_engine_api::KvCacheEventData::Stored { blocks, .. } = &event.event.data {
+                    return;
+                };
+                let rank = WorkerRank { worker_id, dp_rank: event.dp_rank };
+                if let KvCacheEventData::Stored { blocks, .. } = &event.data {
                     self.taken.blocks += blocks.len() as u64;
+                }
+                self.brought.push_back((storage_tier, event.data));
+                while model.index.bring(rank, &mut self.brought) != Brought::All {
+                    model.index.caught_up().await;
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    num::NonZeroUsize,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -9,7 +10,7 @@ use std::{
 };
 
 use dynamo_engine_api::DpRank;
-use dynamo_kv_router::{AddWorkerError, WorkerId, WorkerRank};
+use dynamo_kv_router::{AddWorkerError, StartLanesError, WorkerId, WorkerRank};
 use dynamo_runtime::TaskScope;
 use dynamo_tokens::BlockSize;
 use parking_lot::{Mutex, RwLock};
@@ -57,7 +58,7 @@ pub struct Registration {
 }
 
 /// Why an engine was not registered.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
     /// It is.
     #[error("instance {} dp_rank {} already registered", .0.worker_id, .0.dp_rank)]
@@ -90,6 +91,9 @@ pub enum RegisterError {
     /// The index does not take the worker on.
     #[error(transparent)]
     Worker(#[from] AddWorkerError),
+    /// It is the first one of its model, and there are no threads for an index.
+    #[error(transparent)]
+    Index(#[from] StartLanesError),
 }
 
 /// Why an engine was not unregistered.
@@ -125,7 +129,7 @@ pub(super) struct ModelIndex {
 /// All indexes and engines of the service.
 pub struct Registry {
     source: Arc<dyn EventSource>,
-    threads: usize,
+    threads: NonZeroUsize,
     scope: TaskScope,
     models: RwLock<BTreeMap<ModelKey, Arc<ModelIndex>>>,
     /// The lanes of each model; and who changes what is registered takes turns here.
@@ -137,12 +141,12 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Nothing is registered. Each index has `threads` lanes of events. What listeners deliver waits until
-    /// [`Self::resume`].
-    pub fn new(source: Arc<dyn EventSource>, threads: usize, scope: TaskScope) -> Self {
+    /// Nothing is registered. Events reach each index on `threads` lanes; see also [`SharedKvIndex::start`]. What
+    /// listeners deliver waits until [`Self::resume`].
+    pub fn new(source: Arc<dyn EventSource>, threads: NonZeroUsize, scope: TaskScope) -> Self {
         Self {
             source,
-            threads: threads.max(1),
+            threads,
             scope,
             models: RwLock::default(),
             lanes: Mutex::default(),
@@ -184,7 +188,10 @@ impl Registry {
         if is_new && all_lanes.len() >= MAX_MODELS {
             return Err(RegisterError::TooManyModels);
         }
-        let model = known.unwrap_or_else(|| Arc::new(ModelIndex::new(size)));
+        let model = match known {
+            Some(model) => model,
+            None => Arc::new(ModelIndex::start(size, self.threads, self.scope.clone())?),
+        };
         if model.block_size != size {
             let existing = model.block_size.get() as u32;
             return Err(RegisterError::BlockSizeMismatch { key, existing, requested: block_size });
@@ -217,7 +224,7 @@ impl Registry {
         }
         let lanes = all_lanes.entry(key).or_insert_with(|| {
             let scope = self.scope.child("lanes");
-            Lanes::start(&model, self.threads, self.open.subscribe(), &self.counters, scope)
+            Lanes::start(&model, self.threads.get(), self.open.subscribe(), &self.counters, scope)
         });
         let deliveries = Deliveries::new(rank, generation, lanes.of(rank));
         let to = ListenTo { rank, endpoint, replay_endpoint, block_size: size };
@@ -276,6 +283,18 @@ impl Registry {
         self.models.read().iter().map(|(key, model)| (key.clone(), model.clone())).collect()
     }
 
+    /// Waits until all indexes have applied what they were brought before.
+    pub(super) async fn caught_up(&self) {
+        for (_, model) in self.models() {
+            model.index.caught_up().await;
+        }
+    }
+
+    /// Whose index broke, if one did.
+    pub(super) fn broken(&self) -> Option<ModelKey> {
+        self.models.read().iter().find(|(_, model)| model.index.is_broken()).map(|(key, _)| key.clone())
+    }
+
     /// What a listener is doing, as it is shown.
     pub(super) fn status(&self, listening: &Listening) -> ListenerStatus {
         match listening.status.get() {
@@ -286,8 +305,13 @@ impl Registry {
 }
 
 impl ModelIndex {
-    fn new(block_size: BlockSize) -> Self {
-        Self { block_size, index: SharedKvIndex::new(), engines: RwLock::default() }
+    fn start(
+        block_size: BlockSize,
+        threads: NonZeroUsize,
+        scope: TaskScope,
+    ) -> Result<Self, StartLanesError> {
+        let index = SharedKvIndex::start(threads, scope)?;
+        Ok(Self { block_size, index, engines: RwLock::default() })
     }
 
     /// All ranks that are listened to.

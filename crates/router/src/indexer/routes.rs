@@ -112,7 +112,7 @@ fn register_status(failure: &RegisterError) -> StatusCode {
         | RegisterError::ReplayEndpoint(_)
         | RegisterError::Name
         | RegisterError::Worker(_) => StatusCode::BAD_REQUEST,
-        RegisterError::TooManyModels => StatusCode::SERVICE_UNAVAILABLE,
+        RegisterError::TooManyModels | RegisterError::Index(_) => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 
@@ -257,6 +257,12 @@ async fn health(State(app): Shared) -> Response<Body> {
     }
     if !app.registry.is_open() {
         return error(StatusCode::SERVICE_UNAVAILABLE, "the indexer is still taking over from a peer");
+    }
+    if let Some(key) = app.registry.broken() {
+        return error(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the index of {key} broke: restart the indexer"),
+        );
     }
     Response::new(Body::empty())
 }

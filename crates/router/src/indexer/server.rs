@@ -5,6 +5,7 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
+    num::NonZeroUsize,
     pin::Pin,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -22,6 +23,7 @@ use tokio::{
     net::{TcpListener, TcpSocket, TcpStream, lookup_host},
     sync::{Semaphore, watch},
     task::JoinSet,
+    time::timeout,
 };
 
 use super::{
@@ -39,6 +41,9 @@ use super::{
 const CONCURRENT_DUMPS: usize = 2;
 /// For a request's head to arrive.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
+/// For the indexes to apply the end of a peer's dump, before the service is ready without: what may wait takes a few
+/// tenths of a second.
+const SETTLE: Duration = Duration::from_secs(5);
 /// Before the next try when the process is out of sockets.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections that wait to be accepted.
@@ -107,7 +112,8 @@ impl IndexerService {
             Some(path) => Some(Arc::new(AccessLog::open(path, requests.access_log_bound.clone(), &scope)?)),
             None => None,
         };
-        let registry = Arc::new(Registry::new(source, config.threads, scope.child("engines")));
+        let threads = NonZeroUsize::new(config.threads).unwrap_or(NonZeroUsize::MIN);
+        let registry = Arc::new(Registry::new(source, threads, scope.child("engines")));
         metrics::register(&families, &registry)?;
         let peers = Peers::default();
         for peer in &config.peers {
@@ -202,6 +208,10 @@ async fn recover_once(app: &App, config: &IndexerConfig) {
             }
             None => tracing::warn!("no peer answered: starting with what engines say from now on"),
         }
+    }
+    // A peer that stopped halfway leaves events behind too.
+    if timeout(SETTLE, app.registry.caught_up()).await.is_err() {
+        tracing::warn!("the indexes are behind: ready with what they have applied");
     }
     app.registry.resume();
 }

@@ -1,16 +1,25 @@
 //! The index of one model and routing group, as the service uses it. What it is made of is decided here and nowhere else.
 
-use std::ops::Range;
+use std::{collections::VecDeque, num::NonZeroUsize, ops::Range, time::Duration};
 
 use dynamo_engine_api::{DpRank, KvCacheEventData, StorageTier};
 use dynamo_kv_router::{
-    AddWorkerError, EventCounters, IndexCounts, IndexError, KvIndex, MatchBuffer, WorkerId, WorkerRank,
+    AddWorkerError, DumpError, EventCounters, IndexCounts, IndexerKind, LaneConfig, LaneIndex, LaneReport,
+    MatchBuffer, RankDump, Slot, StartLanesError, TryApplyError, WorkerId, WorkerRank,
 };
+use dynamo_runtime::TaskScope;
 use dynamo_tokens::LocalBlockHash;
-use parking_lot::RwLock;
+use tokio::sync::oneshot;
 
 /// Engines do not say in which of their lives they are, so each registration is the only one.
 const EPOCH: u64 = 0;
+/// Events that [`SharedKvIndex::bring`] takes in one call, some 100 µs: whoever calls it may hold a lock.
+const EVENTS_AT_ONCE: usize = 256;
+/// For a rank's lane to come to its dump: what may wait before it takes a few tenths of a second.
+const DUMP_WAIT: Duration = Duration::from_secs(30);
+
+/// An event, and the tier that it happened on.
+pub type TierEvent = (StorageTier, KvCacheEventData);
 
 /// How much of a prompt a rank holds: leading blocks in device memory, in device or host memory, and on any tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,75 +28,152 @@ pub struct HeldBlocks {
     pub rank: WorkerRank,
     /// On the device.
     pub device: u32,
-    /// On the device or in host memory.
+    /// On the device or in host memory; at least `device`.
     pub host: u32,
-    /// Anywhere.
+    /// Anywhere; at least `host`.
     pub any: u32,
 }
 
-/// An index that many may read and write at once.
-#[derive(Default)]
+/// What became of events that were brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Brought {
+    /// All are queued, or refused and counted.
+    All,
+    /// As many as one call takes: call again.
+    Some,
+    /// The lane has as much to do as may wait: call again after [`SharedKvIndex::caught_up`].
+    Full,
+}
+
+/// An index that many may read and write at once, and none waits for another. Events are queued for threads of the
+/// index's own; a query sees what was applied.
 pub struct SharedKvIndex {
-    index: RwLock<KvIndex>,
+    /// `None` only while it is dropped.
+    index: Option<LaneIndex>,
+    /// Where it ends.
+    scope: TaskScope,
 }
 
 impl SharedKvIndex {
-    /// An empty index.
-    pub fn new() -> Self {
-        Self::default()
+    /// Starts an empty index. `threads` of 1 chooses the plain radix tree, as in the ecosystem's indexer, and others
+    /// the index that is best with one writer and many readers. Its end, which waits for its threads, is a task of
+    /// `scope`.
+    pub fn start(threads: NonZeroUsize, scope: TaskScope) -> Result<Self, StartLanesError> {
+        let kind = if threads == NonZeroUsize::MIN { IndexerKind::Radix } else { IndexerKind::Run };
+        let lanes = LaneConfig { lanes: threads, ..LaneConfig::REFERENCE };
+        let index = LaneIndex::start(kind.build(threads), &lanes, |report| match report {
+            // Counted; engines cannot be asked for a dump.
+            LaneReport::Refused { .. } => {}
+            LaneReport::Broken(broken) => {
+                tracing::error!(%broken, "answers are not to be trusted: restart the indexer");
+            }
+        })?;
+        Ok(Self { index: Some(index), scope })
+    }
+
+    fn lanes(&self) -> &LaneIndex {
+        self.index.as_ref().expect("it is there until it is dropped")
     }
 
     /// Takes on a worker's ranks; those that it had before keep what they hold.
     pub fn set_worker(&self, worker_id: WorkerId, ranks: Range<DpRank>) -> Result<(), AddWorkerError> {
-        self.index.write().add_worker(worker_id, EPOCH, ranks, None).map(drop)
+        self.lanes().add_worker(worker_id, EPOCH, ranks, None).map(drop)
     }
 
     /// Forgets a worker and all that it holds.
     pub fn remove_worker(&self, worker_id: WorkerId) {
-        self.index.write().remove_worker(worker_id);
+        self.lanes().remove_worker(worker_id);
     }
 
     /// Forgets what one rank holds.
     pub fn clear_rank(&self, rank: WorkerRank) {
-        self.index.write().clear_rank(rank);
+        self.lanes().clear_rank(rank);
     }
 
-    /// Applies events of a rank, in order; returns how many did not apply. Every outcome is counted.
-    pub fn apply(&self, rank: WorkerRank, events: &[(StorageTier, KvCacheEventData)]) -> usize {
-        let mut index = self.index.write();
-        let of_device = events.iter().filter(|(tier, _)| *tier == StorageTier::Device);
-        of_device.filter(|(_, event)| index.apply(rank, EPOCH, event).is_err()).count()
+    /// Queues events of a rank, first to last, and takes them out of `events`; it never waits. Every outcome is
+    /// counted, of those that do not apply too.
+    pub fn bring(&self, rank: WorkerRank, events: &mut VecDeque<TierEvent>) -> Brought {
+        let index = self.lanes();
+        for _ in 0..EVENTS_AT_ONCE {
+            let Some((tier, data)) = events.pop_front() else { break };
+            match index.try_apply(rank, EPOCH, tier, data) {
+                Err(TryApplyError::Full(data)) => {
+                    events.push_front((tier, data));
+                    return Brought::Full;
+                }
+                Ok(()) | Err(TryApplyError::Refused(_) | TryApplyError::Stopped) => {}
+            }
+        }
+        // Nobody decodes into them.
+        index.take_spent(drop);
+        if events.is_empty() { Brought::All } else { Brought::Some }
     }
 
-    /// Applies one event of a device, as a peer's dump has it.
-    pub fn apply_one(&self, rank: WorkerRank, event: &KvCacheEventData) -> Result<(), IndexError> {
-        self.index.write().apply(rank, EPOCH, event)
+    /// Waits until all that was brought before is applied.
+    pub async fn caught_up(&self) {
+        let (done, told) = oneshot::channel();
+        self.lanes().flush_with(move |_| {
+            // Nobody waits any more.
+            let _ = done.send(());
+        });
+        // A lane that has stopped applies nothing, and tells so itself.
+        let _ = told.await;
     }
 
     /// Who holds how much of a prompt, in no order. `buffer` may be used again and again.
     pub fn find_matches(&self, local: &[LocalBlockHash], buffer: &mut MatchBuffer) -> Vec<HeldBlocks> {
-        buffer.clear();
-        let index = self.index.read();
+        let index = self.lanes();
         index.find_matches(local, buffer);
-        let held = buffer.matches().iter().filter_map(|found| {
-            let blocks = found.device_blocks;
-            Some(HeldBlocks { rank: index.owner(found.slot)?, device: blocks, host: blocks, any: blocks })
+        let held =
+            |slot: Slot, device, host, any| Some(HeldBlocks { rank: index.owner(slot)?, device, host, any });
+        let on_device = buffer.matches().iter().filter_map(|found| {
+            let below = buffer.tiers(found.slot);
+            held(found.slot, found.device_blocks, below.host_blocks, below.any_blocks)
         });
-        held.collect()
+        // Those that have the prompt's first block below only.
+        let below = buffer.lower_tiers().iter().filter(|below| buffer.device_blocks(below.slot) == 0);
+        let below = below.filter_map(|below| held(below.slot, 0, below.host_blocks, below.any_blocks));
+        on_device.chain(below).collect()
     }
 
-    /// What a rank holds, as events that give the same when applied in order to an empty one.
-    pub fn dump_rank(&self, rank: WorkerRank) -> Vec<KvCacheEventData> {
-        self.index.read().dump_rank(rank)
+    /// What a rank holds on all tiers after what was brought before. It waits for the rank's lane.
+    pub fn dump_rank(&self, rank: WorkerRank) -> Result<RankDump, DumpError> {
+        self.lanes().dump(rank, DUMP_WAIT)
     }
 
-    /// How large it is.
+    /// How large it is: blocks on devices, and the bytes of all tiers.
     pub fn counts(&self) -> IndexCounts {
-        self.index.read().counts()
+        let index = self.lanes();
+        let counts = index.counts();
+        IndexCounts { bytes: counts.bytes + index.lower_counts().bytes, ..counts }
     }
 
-    /// Events by kind and status.
+    /// Events by kind and status, as far as they were applied or refused.
     pub fn counters(&self) -> EventCounters {
-        *self.index.read().counters()
+        self.lanes().counters()
+    }
+
+    /// Whether a thread of it broke: its answers are not to be trusted.
+    pub fn is_broken(&self) -> bool {
+        self.lanes().broken().is_some()
     }
 }
+
+impl Drop for SharedKvIndex {
+    /// Its threads are waited for where waiting is allowed.
+    fn drop(&mut self) {
+        let index = self.index.take();
+        drop(self.scope.spawn_blocking("index-end", move || drop(index)));
+    }
+}
+
+#[cfg(test)]
+impl SharedKvIndex {
+    /// Breaks a thread of it.
+    pub(super) fn break_down(&self) {
+        self.lanes().flush_with(|_| panic!("a test breaks the index"));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -12,11 +12,17 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-use super::{Delivery, IndexerConfig, IndexerService, RecoveryLimits, WorkerSpec, fake_source::FakeSource};
+use super::{
+    Delivery, EventSource, IndexerConfig, IndexerService, ModelKey, RecoveryLimits, Registry, WorkerSpec,
+    fake_source::FakeSource,
+};
+
+mod tiers;
 
 struct Served {
     address: SocketAddr,
     source: Arc<FakeSource>,
+    registry: Arc<Registry>,
     runtime: Runtime,
 }
 
@@ -36,14 +42,17 @@ fn config(peers: &[String]) -> IndexerConfig {
 }
 
 async fn serve(config: IndexerConfig) -> Served {
-    let runtime = Runtime::new(tokio::runtime::Handle::current());
     let source = Arc::new(FakeSource::default());
-    let address = ("127.0.0.1", 0);
-    let service =
-        IndexerService::start(&runtime, config, address, source.clone(), Metrics::new()).await.unwrap();
+    Served { source: source.clone(), ..serve_from(config, source, Metrics::new()).await }
+}
+
+async fn serve_from(config: IndexerConfig, source: Arc<dyn EventSource>, metrics: Metrics) -> Served {
+    let runtime = Runtime::new(tokio::runtime::Handle::current());
+    let service = IndexerService::start(&runtime, config, ("127.0.0.1", 0), source, metrics).await.unwrap();
     let address = service.address().unwrap();
+    let registry = service.registry().clone();
     runtime.scope().spawn("service", service.serve());
-    Served { address, source, runtime }
+    Served { address, source: Arc::default(), registry, runtime }
 }
 
 impl Served {
@@ -73,6 +82,16 @@ impl Served {
     async fn get(&self, path: &str) -> (u16, Value) {
         let (status, text) = self.call("GET", path, "").await;
         (status, if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() })
+    }
+
+    async fn dump_fails(&self) -> bool {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        self.runtime.scope().spawn("client", connection);
+        let request =
+            Request::get("/dump").header("host", "test").body(Full::<bytes::Bytes>::default()).unwrap();
+        sender.send_request(request).await.unwrap().into_body().collect().await.is_err()
     }
 
     /// Asks until the answer is as wanted.
@@ -316,4 +335,20 @@ async fn requests_are_logged_with_model_and_trace_id() {
     let line: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
     assert_eq!((&line["path"], &line["model"]), (&json!("/query"), &json!("zzz")));
     assert_eq!((&line["status"], &line["trace_id"]), (&json!(404), &json!("abc")));
+}
+
+#[tokio::test]
+async fn it_is_not_healthy_with_a_broken_index() {
+    let served = serve(config(&[])).await;
+    served.healthy().await;
+    assert_eq!(served.post("/register", engine(7)).await.0, 201);
+    assert_eq!(served.get("/health").await.0, 200);
+    let key = ModelKey { model_name: "m".into(), routing_group: "default".into() };
+    served.registry.model(&key).unwrap().index.break_down();
+    served.until("/health", &Value::Null, |answer| answer["error"].is_string()).await;
+    let (status, answer) = served.get("/health").await;
+    let error = "the index of model=m routing_group=default broke: restart the indexer";
+    assert_eq!((status, answer), (503, json!({"error": error})));
+    // Who cannot be told what it holds gets no dump that looks whole.
+    assert!(served.dump_fails().await);
 }

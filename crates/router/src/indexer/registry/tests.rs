@@ -35,7 +35,8 @@ fn stored(names: std::ops::Range<u64>) -> Delivery {
 fn world() -> (Arc<FakeSource>, Registry, Runtime) {
     let runtime = Runtime::new(tokio::runtime::Handle::current());
     let source = Arc::new(FakeSource::default());
-    let registry = Registry::new(source.clone(), 2, runtime.scope().child("test"));
+    let registry =
+        Registry::new(source.clone(), NonZeroUsize::new(2).unwrap(), runtime.scope().child("test"));
     (source, registry, runtime)
 }
 
@@ -75,7 +76,7 @@ async fn what_is_delivered_is_applied_once_the_registry_is_open() {
 }
 
 #[tokio::test]
-async fn more_than_one_lock_holds_is_applied_in_pieces_and_in_order() {
+async fn more_than_one_call_takes_is_applied_in_pieces_and_in_order() {
     let (source, registry, _runtime) = world();
     registry.resume();
     registry.register(registration(rank(7, 0))).unwrap();
@@ -152,7 +153,7 @@ async fn registrations_that_contradict_are_refused_and_change_nothing() {
         "invalid replay endpoint `bad`: invalid ZMQ endpoint `bad`: missing scheme"
     );
     let none = Registration { block_size: 0, key: key("other"), ..first.clone() };
-    assert_eq!(registry.register(none).unwrap_err(), RegisterError::NoBlockSize);
+    assert!(matches!(registry.register(none), Err(RegisterError::NoBlockSize)));
     let far = Registration { rank: rank(7, 1 << 20), ..first };
     assert!(matches!(registry.register(far), Err(RegisterError::Worker(_))));
     assert_eq!(registry.models().len(), 1);
