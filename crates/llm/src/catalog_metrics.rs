@@ -25,6 +25,9 @@ pub(crate) struct CatalogMetrics {
     active_bytes: IntGaugeVec,
     index_blocks: IntGaugeVec,
     index_bytes: IntGaugeVec,
+    queued_events: IntGaugeVec,
+    queued_blocks: IntGaugeVec,
+    broken_lanes: IntGaugeVec,
     cold_workers: IntGaugeVec,
     events: IntCounterVec,
     /// What each model's index had counted when it was last looked at: the family grows by the difference, and does not
@@ -81,6 +84,21 @@ impl CatalogMetrics {
                 "Memory of the prefix index",
                 &["model"],
             )?,
+            queued_events: metrics.gauge_vec(
+                "dynamo_kvrouter_index_queued_events",
+                "KV events that wait for a lane of the prefix index",
+                &["model"],
+            )?,
+            queued_blocks: metrics.gauge_vec(
+                "dynamo_kvrouter_index_queued_blocks",
+                "Blocks of the KV events that wait for a lane of the prefix index",
+                &["model"],
+            )?,
+            broken_lanes: metrics.gauge_vec(
+                "dynamo_kvrouter_index_broken",
+                "1 if a lane of the prefix index broke: what it knows is out of date, restart",
+                &["model"],
+            )?,
             cold_workers: metrics.gauge_vec(
                 "dynamo_kvrouter_cold_workers",
                 "Workers that are routed to as if they held nothing, for their dump is not in",
@@ -109,6 +127,9 @@ impl CatalogMetrics {
             &self.active_bytes,
             &self.index_blocks,
             &self.index_bytes,
+            &self.queued_events,
+            &self.queued_blocks,
+            &self.broken_lanes,
             &self.cold_workers,
         ] {
             family.reset();
@@ -134,6 +155,10 @@ impl CatalogMetrics {
             let counts = index.counts();
             self.index_blocks.with_label_values(&[name]).set(counts.blocks as i64);
             self.index_bytes.with_label_values(&[name]).set(counts.bytes as i64);
+            let lanes = index.gauges();
+            self.queued_events.with_label_values(&[name]).set(lanes.queued_events as i64);
+            self.queued_blocks.with_label_values(&[name]).set(lanes.queued_blocks as i64);
+            self.broken_lanes.with_label_values(&[name]).set(i64::from(index.broken().is_some()));
             let counters = index.counters();
             let router = Arc::downgrade(served.router());
             let place = match counted.iter().position(|(known, _)| known.ptr_eq(&router)) {
