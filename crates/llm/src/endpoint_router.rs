@@ -65,7 +65,9 @@ pub struct EndpointStatus {
     pub late_dumps: usize,
     /// Workers that are not used because their blocks have another size.
     pub mismatched_workers: usize,
-    /// The index.
+    /// Workers that report blocks among which nothing that they served is ever found.
+    pub unfound_workers: usize,
+    /// The index of the devices' blocks.
     pub index: IndexCounts,
 }
 
@@ -138,6 +140,7 @@ impl EndpointRouter {
             cold_workers: warmup.cold_workers(),
             late_dumps: warmup.late_dumps(),
             mismatched_workers,
+            unfound_workers: routed.router.unfound_workers(),
             index: routed.router.index().counts(),
         }
     }
