@@ -7,6 +7,7 @@ use std::{
 };
 
 use dynamo_engine_api::{KvCacheEventData, PreprocessedRequest, StopConditions};
+use dynamo_kv_router::RankEvent;
 use dynamo_tests::{
     HeldBlock, PlaneClient, RouterProcess, Stack, WorkerOptions, eventually, held_blocks, post,
 };
@@ -33,7 +34,8 @@ fn tokens(outputs: &[dynamo_engine_api::EngineOutput]) -> Vec<u32> {
 fn router_holds(router: &RouterProcess) -> BTreeMap<u64, BTreeSet<HeldBlock>> {
     let dump = post(&router.system, "/engine/dump_kv_index", &json!({})).expect("a dump").json();
     let of = |rank: &Value| {
-        let events: Vec<KvCacheEventData> = serde_json::from_value(rank["events"].clone()).expect("events");
+        let events: Vec<RankEvent> = serde_json::from_value(rank["events"].clone()).expect("events");
+        let events: Vec<KvCacheEventData> = events.into_iter().map(|event| event.data).collect();
         (rank["worker_id"].as_u64().expect("an id"), held_blocks(&events))
     };
     dump["ranks"].as_array().expect("ranks").iter().map(of).collect()

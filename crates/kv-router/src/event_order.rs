@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dynamo_engine_api::{DpRank, KvCacheEvent, KvCacheEventData};
+use dynamo_engine_api::{DpRank, KvCacheEventData, StorageTier};
 
-use crate::{KvQuery, KvQueryAnswer};
+use crate::{KvQuery, KvQueryAnswer, RankEvent};
 
 /// Events that wait for a recovery at most: as many as the worker keeps, for a longer wait ends in a dump anyway. When
 /// it is full the oldest goes, and will be asked for again.
@@ -51,7 +51,7 @@ pub struct RecoveryRequest {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observed {
     /// It is the next one: apply it.
-    Apply(KvCacheEvent),
+    Apply(RankEvent),
     /// Events before it are missing. It is held; ask for them.
     Recover(RecoveryRequest),
     /// It is held until the question that is out is answered.
@@ -74,8 +74,8 @@ pub enum DropReason {
 pub struct Recovered {
     /// Forget what the rank held before applying the events.
     pub replace: bool,
-    /// To be applied in order.
-    pub events: Vec<KvCacheEventData>,
+    /// To be applied in order, each on its tier.
+    pub events: Vec<(StorageTier, KvCacheEventData)>,
     /// Ask on.
     pub next: Option<RecoveryRequest>,
     /// All tries failed: events are missing for good, until a dump replaces what is there.
@@ -99,7 +99,7 @@ pub struct EventOrder {
     outstanding: Option<Outstanding>,
     next_token: u64,
     /// Ids ascend; holes are possible.
-    held: VecDeque<KvCacheEvent>,
+    held: VecDeque<RankEvent>,
     overflowed: u64,
 }
 
@@ -140,7 +140,7 @@ impl EventOrder {
 
     /// Judges an event. A higher epoch starts anew: what the index had of the rank is void, which
     /// [`crate::KvIndex::apply`] sees to.
-    pub fn observe(&mut self, epoch: u64, event: KvCacheEvent, now: Instant) -> Observed {
+    pub fn observe(&mut self, epoch: u64, event: RankEvent, now: Instant) -> Observed {
         if epoch < self.epoch {
             return Observed::Drop(DropReason::StaleEpoch);
         }
@@ -153,8 +153,7 @@ impl EventOrder {
             return Observed::Drop(DropReason::Stale);
         }
         // A clear voids whatever is missing before it, and the first event of all has none before it.
-        let needs_nothing =
-            matches!(event.data, KvCacheEventData::Cleared) || (self.last.is_none() && id == 1);
+        let needs_nothing = event.clears_all() || (self.last.is_none() && id == 1);
         if needs_nothing {
             self.outstanding = None;
             self.held.clear();
@@ -189,13 +188,13 @@ impl EventOrder {
                 for event in events {
                     if self.last.is_some_and(|last| event.event_id == last + 1) {
                         self.last = Some(event.event_id);
-                        recovered.events.push(event.data);
+                        recovered.events.push(change(event));
                     }
                 }
             }
             KvQueryAnswer::TreeDump { events, last_event_id } => {
                 recovered.replace = true;
-                recovered.events.extend(events.into_iter().map(|event| event.data));
+                recovered.events.extend(events.into_iter().map(change));
                 self.last = Some(last_event_id);
             }
             KvQueryAnswer::TooNew { .. } | KvQueryAnswer::InvalidRange { .. } => {}
@@ -231,7 +230,7 @@ impl EventOrder {
         self.held.clear();
     }
 
-    fn hold(&mut self, event: KvCacheEvent) {
+    fn hold(&mut self, event: RankEvent) {
         if self.held.len() == MAX_HELD_EVENTS {
             self.held.pop_front();
             self.overflowed += 1;
@@ -274,19 +273,23 @@ impl EventOrder {
         if let Some(newest) = self.held.back() {
             self.last = Some(newest.event_id);
         }
-        recovered.events.extend(self.held.drain(..).map(|event| event.data));
+        recovered.events.extend(self.held.drain(..).map(change));
     }
 
-    fn apply_held(&mut self, events: &mut Vec<KvCacheEventData>) {
+    fn apply_held(&mut self, events: &mut Vec<(StorageTier, KvCacheEventData)>) {
         let Some(mut last) = self.last else { return };
         while let Some(event) = self.held.pop_front_if(|event| event.event_id <= last + 1) {
             if event.event_id == last + 1 {
                 last += 1;
-                events.push(event.data);
+                events.push(change(event));
             }
         }
         self.last = Some(last);
     }
+}
+
+fn change(event: RankEvent) -> (StorageTier, KvCacheEventData) {
+    (event.storage_tier, event.data)
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! From what an engine reports of a rank to numbered events in messages: merged, without what is doubled, kept.
 
-use dynamo_engine_api::{DpRank, KvCacheEventData, RouterEvent, StorageTier};
+use dynamo_engine_api::{DpRank, KvCacheEvent, KvCacheEventData, RouterEvent, StorageTier};
 
-use crate::{EngineEvent, KvQuery, KvQueryAnswer, LocalIndexer, event_lists::EventLists};
+use crate::{EngineEvent, KvQuery, KvQueryAnswer, LocalIndexer, RankEvent, event_lists::EventLists};
 
 mod holdings;
 mod merge;
@@ -19,17 +19,18 @@ pub const MAX_MESSAGE_BLOCKS: usize = 8192;
 /// are stored more than once are removed only when all of it is taken back, and what then is left gets a number, is
 /// kept for routers that miss it, and goes into a message.
 ///
-/// Routers and the ranges that they ask for know one tier, so changes on others end here and are counted.
+/// Changes of all tiers have one order. One on a lower tier that does not fit what is known there gets no number: see
+/// [`LocalIndexer::record_lower`].
 pub struct EventPipeline {
     worker_id: u64,
     dp_rank: DpRank,
     local: LocalIndexer,
     holdings: Holdings,
-    pending: Option<KvCacheEventData>,
+    pending: Option<(StorageTier, KvCacheEventData)>,
     lists: EventLists,
     message: Vec<RouterEvent>,
     message_blocks: usize,
-    other_tiers: u64,
+    lower_tiers: u64,
     doubled: u64,
 }
 
@@ -45,32 +46,31 @@ impl EventPipeline {
             lists: EventLists::default(),
             message: Vec::new(),
             message_blocks: 0,
-            other_tiers: 0,
+            lower_tiers: 0,
             doubled: 0,
         }
     }
 
     /// Takes a change. Messages that are full go to `send`.
     pub fn push(&mut self, event: EngineEvent, send: &mut impl FnMut(&[RouterEvent])) {
-        let EngineEvent { tier, data } = event;
+        let EngineEvent { mut tier, data } = event;
         let is_clear = matches!(data, KvCacheEventData::Cleared);
-        if tier != StorageTier::Device && !is_clear {
-            self.other_tiers += 1;
-            self.lists.recycle(data);
-            return;
+        if is_clear {
+            // It concerns all tiers, and that is what it says on the device.
+            tier = StorageTier::Device;
         }
-        if let Some(pending) = &mut self.pending {
-            if merge::goes_on(pending, &data) {
+        self.lower_tiers += u64::from(tier != StorageTier::Device);
+        match &mut self.pending {
+            Some((on, pending)) if *on == tier && merge::goes_on(pending, &data) => {
                 merge::append(pending, &data);
                 self.lists.recycle(data);
-            } else {
-                self.number_pending(send);
-                self.pending = Some(data);
             }
-        } else {
-            self.pending = Some(data);
+            _ => {
+                self.number_pending(send);
+                self.pending = Some((tier, data));
+            }
         }
-        if is_clear || self.pending.as_ref().is_some_and(merge::is_full) {
+        if is_clear || self.pending.as_ref().is_some_and(|(_, pending)| merge::is_full(pending)) {
             self.number_pending(send);
         }
     }
@@ -91,9 +91,9 @@ impl EventPipeline {
         &self.local
     }
 
-    /// Changes on other tiers than the device, which ended here.
-    pub fn other_tiers(&self) -> u64 {
-        self.other_tiers
+    /// Changes on lower tiers than the device.
+    pub fn lower_tiers(&self) -> u64 {
+        self.lower_tiers
     }
 
     /// Removals of blocks that are still stored, for they had been stored more than once.
@@ -102,27 +102,60 @@ impl EventPipeline {
     }
 
     fn number_pending(&mut self, send: &mut impl FnMut(&[RouterEvent])) {
-        let Some(mut data) = self.pending.take() else { return };
+        let Some((tier, mut data)) = self.pending.take() else { return };
+        if tier != StorageTier::Device {
+            return self.number_lower(tier, data, send);
+        }
         let before = merge::blocks(&data);
-        self.holdings.apply(&mut data);
+        self.holdings.apply(tier, &mut data);
         let blocks = merge::blocks(&data);
         self.doubled += (before - blocks) as u64;
         if blocks == 0 && before > 0 {
             self.lists.recycle(data);
             return;
         }
+        let event = self.local.record(data);
+        self.put_into_message(event, blocks, send);
+    }
+
+    /// What was never stored there counts for nothing, so a store is counted when it is known to fit.
+    fn number_lower(
+        &mut self,
+        tier: StorageTier,
+        mut data: KvCacheEventData,
+        send: &mut impl FnMut(&[RouterEvent]),
+    ) {
+        let before = merge::blocks(&data);
+        if matches!(data, KvCacheEventData::Removed { .. }) {
+            self.holdings.apply(tier, &mut data);
+            self.doubled += (before - merge::blocks(&data)) as u64;
+        }
+        if merge::blocks(&data) == 0 {
+            self.lists.recycle(data);
+            return;
+        }
+        match self.local.record_lower(tier, data) {
+            Ok(mut event) => {
+                if matches!(event.data, KvCacheEventData::Stored { .. }) {
+                    self.holdings.apply(tier, &mut event.data);
+                }
+                let blocks = merge::blocks(&event.data);
+                self.put_into_message(event, blocks, send);
+            }
+            Err(data) => self.lists.recycle(data),
+        }
+    }
+
+    fn put_into_message(&mut self, event: RankEvent, blocks: usize, send: &mut impl FnMut(&[RouterEvent])) {
         if self.message.len() == MAX_MESSAGE_EVENTS
             || (self.message_blocks > 0 && self.message_blocks + blocks > MAX_MESSAGE_BLOCKS)
         {
             self.send_message(send);
         }
-        let event = self.local.record(data);
-        debug_assert_eq!(event.dp_rank, self.dp_rank);
-        self.message.push(RouterEvent {
-            worker_id: self.worker_id,
-            event,
-            storage_tier: StorageTier::Device,
-        });
+        let RankEvent { event_id, data, dp_rank, storage_tier } = event;
+        debug_assert_eq!(dp_rank, self.dp_rank);
+        let event = KvCacheEvent { event_id, data, dp_rank };
+        self.message.push(RouterEvent { worker_id: self.worker_id, event, storage_tier });
         self.message_blocks += blocks;
     }
 

@@ -120,7 +120,7 @@ pub struct MatchBuffer {
     pub(crate) matches: Vec<Match>,
     /// By slot index: blocks that the slot held at the time; may be longer than there are slots.
     pub(crate) held_blocks: Vec<u32>,
-    /// Slots that have more on lower tiers than on the device.
+    /// Slots with blocks on lower tiers, by slot index.
     pub(crate) lower: Vec<TierMatch>,
     /// Scratch: the answer of the lower tiers' own index.
     lower_found: Option<Box<MatchBuffer>>,
@@ -189,12 +189,7 @@ impl MatchBuffer {
             }
         }
         places.clear();
-        for at in 0..self.lower.len() {
-            let device_blocks = self.device_blocks(self.lower[at].slot);
-            let tiers = &mut self.lower[at];
-            tiers.host_blocks = tiers.host_blocks.max(device_blocks);
-            tiers.any_blocks = tiers.any_blocks.max(device_blocks);
-        }
+        self.raise_lower();
     }
 
     /// Takes slots out of the answer.

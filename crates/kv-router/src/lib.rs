@@ -27,6 +27,7 @@ mod lanes;
 mod local_indexer;
 mod msgpack;
 mod queue;
+mod rank_event;
 mod replica;
 mod router_events;
 mod scheduler;
@@ -62,6 +63,7 @@ pub use msgpack::WireError;
 pub use queue::{
     ParseQueuePolicyError, QueueConfig, QueueDepth, QueuePolicy, QueueRejected, RouterQueue, Ticket, Waiting,
 };
+pub use rank_event::RankEvent;
 pub use replica::{
     ACTIVE_SEQUENCES_TOPIC, ActiveSequenceChange, ActiveSequenceEvent, MAX_REPLICA_BATCH, PrefillLoadHint,
     REPLICA_BATCH_DELAY, ReplicaBookings, ReplicaOutbox, ReplicaOutcome,

@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 
-use dynamo_engine_api::{DpRank, KvCacheEvent, KvCacheEventData};
+use dynamo_engine_api::{DpRank, KvCacheEventData, StorageTier};
 use serde::{Deserialize, Serialize};
 
-use crate::{PrefixIndex, RadixTree, Slot};
+use crate::{ApplyError, RadixTree, RankEvent, Slot, TieredWriter};
 
 /// Events that a worker keeps for each rank, as in the reference. A gap that reaches further back is filled by a dump.
 pub const LOCAL_EVENT_BUFFER: usize = 1024;
@@ -32,14 +32,14 @@ pub enum KvQueryAnswer {
     /// The events wanted.
     Events {
         /// In order.
-        events: Vec<KvCacheEvent>,
+        events: Vec<RankEvent>,
         /// The id of the last of them.
         last_event_id: u64,
     },
     /// The events wanted are no longer there, or a dump was: this is all that the rank holds.
     TreeDump {
         /// To be applied in order to an empty index; their ids, from 0, mean nothing else.
-        events: Vec<KvCacheEvent>,
+        events: Vec<RankEvent>,
         /// The last event that the dump includes; 0 if there was none.
         last_event_id: u64,
     },
@@ -64,8 +64,8 @@ pub enum KvQueryAnswer {
 /// What one rank of a worker has published and holds.
 pub struct LocalIndexer {
     dp_rank: DpRank,
-    tree: RadixTree,
-    recent: VecDeque<KvCacheEvent>,
+    index: TieredWriter,
+    recent: VecDeque<RankEvent>,
     recent_blocks: usize,
     last_event_id: u64,
     failed: u64,
@@ -76,7 +76,7 @@ impl LocalIndexer {
     pub fn new(dp_rank: DpRank) -> Self {
         Self {
             dp_rank,
-            tree: RadixTree::new(),
+            index: TieredWriter::new(RadixTree::new()),
             recent: VecDeque::new(),
             recent_blocks: 0,
             last_event_id: 0,
@@ -86,11 +86,41 @@ impl LocalIndexer {
 
     const SLOT: Slot = Slot::new(0, 0);
 
-    /// Gives the next number to a change of the cache, and keeps it. Publish the events in this order.
-    pub fn record(&mut self, data: KvCacheEventData) -> KvCacheEvent {
-        self.failed += u64::from(self.tree.apply(Self::SLOT, &data).is_err());
+    /// Gives the next number to a change of the cache on the device, and keeps it. Publish the events in this order.
+    pub fn record(&mut self, data: KvCacheEventData) -> RankEvent {
+        let applied = self.index.apply(Self::SLOT, StorageTier::Device, &data);
+        self.failed += u64::from(applied.is_err());
+        self.number(StorageTier::Device, data)
+    }
+
+    /// The same for a change on a lower tier. What does not fit there is given back, or what fits alone recorded: engines
+    /// that offload tell less of it, and a router could only ask again and again for what nobody has.
+    pub fn record_lower(
+        &mut self,
+        tier: StorageTier,
+        mut data: KvCacheEventData,
+    ) -> Result<RankEvent, KvCacheEventData> {
+        if let KvCacheEventData::Removed { block_hashes } = &mut data {
+            let all = block_hashes.len();
+            block_hashes.retain(|hash| self.index.holds_lower(Self::SLOT, tier, *hash));
+            self.failed += u64::from(block_hashes.len() < all);
+            if block_hashes.is_empty() {
+                return Err(data);
+            }
+        }
+        match self.index.apply(Self::SLOT, tier, &data) {
+            // A name may be there twice.
+            Ok(()) | Err(ApplyError::BlockNotFound) => Ok(self.number(tier, data)),
+            Err(_) => {
+                self.failed += 1;
+                Err(data)
+            }
+        }
+    }
+
+    fn number(&mut self, storage_tier: StorageTier, data: KvCacheEventData) -> RankEvent {
         self.last_event_id += 1;
-        let event = KvCacheEvent { event_id: self.last_event_id, data, dp_rank: self.dp_rank };
+        let event = RankEvent { event_id: self.last_event_id, data, dp_rank: self.dp_rank, storage_tier };
         self.recent_blocks += blocks_of(&event);
         self.recent.push_back(event.clone());
         while self.recent.len() > LOCAL_EVENT_BUFFER || self.recent_blocks > LOCAL_EVENT_BUFFER_BLOCKS {
@@ -129,9 +159,9 @@ impl LocalIndexer {
         self.last_event_id
     }
 
-    /// Blocks that the rank holds.
+    /// Blocks that the rank holds on its device.
     pub fn held_blocks(&self) -> u32 {
-        self.tree.held_blocks(Self::SLOT)
+        self.index.held_blocks(Self::SLOT)
     }
 
     /// Events that made no sense to the rank's own index: the engine reports wrongly.
@@ -140,16 +170,16 @@ impl LocalIndexer {
     }
 
     fn dump(&self) -> KvQueryAnswer {
-        let data = (0..).zip(self.tree.dump(Self::SLOT));
         let dp_rank = self.dp_rank;
+        let event = |(event_id, (storage_tier, data))| RankEvent { event_id, data, dp_rank, storage_tier };
         KvQueryAnswer::TreeDump {
-            events: data.map(|(event_id, data)| KvCacheEvent { event_id, data, dp_rank }).collect(),
+            events: (0..).zip(self.index.dump(Self::SLOT)).map(event).collect(),
             last_event_id: self.last_event_id,
         }
     }
 }
 
-fn blocks_of(event: &KvCacheEvent) -> usize {
+fn blocks_of(event: &RankEvent) -> usize {
     match &event.data {
         KvCacheEventData::Stored { blocks, .. } => blocks.len(),
         KvCacheEventData::Removed { block_hashes } => block_hashes.len(),
@@ -212,6 +242,39 @@ mod tests {
         assert_eq!(indexer.failed_events(), 0);
         indexer.record(KvCacheEventData::Removed { block_hashes: vec![ExternalBlockHash(77)] });
         assert_eq!(indexer.failed_events(), 1);
+    }
+
+    #[test]
+    fn events_of_lower_tiers_have_their_place_in_the_order_and_in_dumps() {
+        let mut indexer = LocalIndexer::new(3);
+        indexer.record(stored(1..3));
+        let host = indexer.record_lower(StorageTier::HostPinned, stored(1..2)).unwrap();
+        assert_eq!((host.event_id, host.dp_rank, host.storage_tier), (2, 3, StorageTier::HostPinned));
+        let KvQueryAnswer::Events { events, .. } = ask(&indexer, Some(1), None) else { panic!() };
+        assert_eq!((events[0].storage_tier, &events[1]), (StorageTier::Device, &host));
+        let KvQueryAnswer::TreeDump { events, last_event_id } = ask(&indexer, None, None) else { panic!() };
+        let tiers: Vec<_> = events.iter().map(|event| event.storage_tier).collect();
+        assert_eq!((last_event_id, tiers), (2, vec![StorageTier::Device, StorageTier::HostPinned]));
+    }
+
+    #[test]
+    fn what_does_not_fit_below_the_device_takes_no_number() {
+        let mut indexer = LocalIndexer::new(3);
+        indexer.record(stored(1..2));
+        let orphan = KvCacheEventData::Stored {
+            parent_hash: Some(ExternalBlockHash(99)),
+            blocks: vec![StoredBlock { block_hash: ExternalBlockHash(5), tokens_hash: LocalBlockHash(5) }],
+        };
+        assert_eq!(indexer.record_lower(StorageTier::Disk, orphan.clone()), Err(orphan));
+        let removed = |hashes: &[u64]| KvCacheEventData::Removed {
+            block_hashes: hashes.iter().map(|&hash| ExternalBlockHash(hash)).collect(),
+        };
+        // It is on the device, and on the host, but not on the disk.
+        indexer.record_lower(StorageTier::HostPinned, stored(1..2)).unwrap();
+        assert_eq!(indexer.record_lower(StorageTier::Disk, removed(&[1])), Err(removed(&[])));
+        assert_eq!((indexer.last_event_id(), indexer.failed_events()), (2, 2));
+        let known = indexer.record_lower(StorageTier::HostPinned, removed(&[7, 1])).unwrap();
+        assert_eq!((known.event_id, known.data, indexer.failed_events()), (3, removed(&[1]), 3));
     }
 
     #[test]

@@ -9,36 +9,11 @@ use dynamo_kv_router::{
 };
 use dynamo_tokens::{BlockSize, HashSeed, TokenId, local_block_hashes};
 use serde_json::Value;
+use vllm_messages::{SIZE, messages};
 
-const MESSAGES: &str = include_str!("data/vllm-0.32.0-kv-events.jsonl");
-const SIZE: BlockSize = BlockSize::new(32).unwrap();
+mod vllm_messages;
+
 const WORKER: WorkerRank = WorkerRank { worker_id: 7, dp_rank: 0 };
-
-fn base64(text: &str) -> Vec<u8> {
-    const DIGITS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let (mut bytes, mut bits, mut count) = (Vec::new(), 0u32, 0);
-    for digit in text.bytes().filter(|&digit| digit != b'=') {
-        bits = bits << 6 | DIGITS.find(char::from(digit)).unwrap() as u32;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count) as u8);
-        }
-    }
-    bytes
-}
-
-/// Sequence numbers and payloads.
-fn messages() -> Vec<(u64, Vec<u8>)> {
-    let message = |line: &str| {
-        let line: Value = serde_json::from_str(line).unwrap();
-        let [topic, sequence, payload] =
-            [0, 1, 2].map(|frame| base64(line["frames"][frame].as_str().unwrap()));
-        assert_eq!(topic, b"");
-        (u64::from_be_bytes(sequence.try_into().unwrap()), payload)
-    };
-    MESSAGES.lines().map(message).collect()
-}
 
 /// What a plain reader makes of the same messages: blocks by name, how often each is held, and its path of tokens.
 #[derive(Default)]

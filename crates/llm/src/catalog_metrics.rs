@@ -29,6 +29,8 @@ pub(crate) struct CatalogMetrics {
     queued_blocks: IntGaugeVec,
     broken_lanes: IntGaugeVec,
     cold_workers: IntGaugeVec,
+    unfound_workers: IntGaugeVec,
+    lower_bytes: IntGaugeVec,
     events: IntCounterVec,
     /// What each model's index had counted when it was last looked at: the family grows by the difference, and does not
     /// shrink when a model leaves. No more than there are models.
@@ -104,6 +106,16 @@ impl CatalogMetrics {
                 "Workers that are routed to as if they held nothing, for their dump is not in",
                 &["model"],
             )?,
+            unfound_workers: metrics.gauge_vec(
+                "dynamo_kvrouter_unfound_workers",
+                "Workers that report blocks among which nothing that they served is ever found: they hash otherwise",
+                &["model"],
+            )?,
+            lower_bytes: metrics.gauge_vec(
+                "dynamo_kvrouter_index_lower_bytes",
+                "Memory of the prefix index of lower tiers, where a worker with any has all of its blocks",
+                &["model"],
+            )?,
             events: metrics.counter_vec(
                 "dynamo_kvrouter_kv_cache_events_applied",
                 "KV cache events that reached the prefix index, by outcome",
@@ -131,6 +143,8 @@ impl CatalogMetrics {
             &self.queued_blocks,
             &self.broken_lanes,
             &self.cold_workers,
+            &self.unfound_workers,
+            &self.lower_bytes,
         ] {
             family.reset();
         }
@@ -145,6 +159,8 @@ impl CatalogMetrics {
                 self.active_requests.with_label_values(&labels).add(i64::from(load.requests));
             }
             self.cold_workers.with_label_values(&[name]).set(served.cold_workers() as i64);
+            let unfound = served.router().unfound_workers();
+            self.unfound_workers.with_label_values(&[name]).set(unfound as i64);
             let depth = served.router().queue_depth();
             let labels = [name.as_str(), WORKER_TYPE, POLICY_CLASS];
             self.queue_requests.with_label_values(&labels).set(depth.requests as i64);
@@ -155,6 +171,7 @@ impl CatalogMetrics {
             let counts = index.counts();
             self.index_blocks.with_label_values(&[name]).set(counts.blocks as i64);
             self.index_bytes.with_label_values(&[name]).set(counts.bytes as i64);
+            self.lower_bytes.with_label_values(&[name]).set(index.lower_counts().bytes as i64);
             let lanes = index.gauges();
             self.queued_events.with_label_values(&[name]).set(lanes.queued_events as i64);
             self.queued_blocks.with_label_values(&[name]).set(lanes.queued_blocks as i64);

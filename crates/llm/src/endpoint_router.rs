@@ -7,8 +7,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use dynamo_engine_api::{DpRank, KvCacheEventData, PreprocessedRequest, encode_request};
-use dynamo_kv_router::{IndexCounts, PotentialLoad, QueueDepth, SlotLoad, WorkerRank};
+use dynamo_engine_api::{DpRank, PreprocessedRequest, encode_request};
+use dynamo_kv_router::{IndexCounts, PotentialLoad, QueueDepth, RankEvent, SlotLoad, WorkerRank};
 use dynamo_runtime::{
     Change, Client, DistributedRuntime, EndpointId, Incarnation, Instance, InstanceState, Query, Record,
     RecordKey, TaskScope, WorkerId,
@@ -65,7 +65,9 @@ pub struct EndpointStatus {
     pub late_dumps: usize,
     /// Workers that are not used because their blocks have another size.
     pub mismatched_workers: usize,
-    /// The index.
+    /// Workers that report blocks among which nothing that they served is ever found.
+    pub unfound_workers: usize,
+    /// The index of the devices' blocks.
     pub index: IndexCounts,
 }
 
@@ -138,6 +140,7 @@ impl EndpointRouter {
             cold_workers: warmup.cold_workers(),
             late_dumps: warmup.late_dumps(),
             mismatched_workers,
+            unfound_workers: routed.router.unfound_workers(),
             index: routed.router.index().counts(),
         }
     }
@@ -173,13 +176,13 @@ impl EndpointRouter {
     }
 
     /// Everything that the index has, as events by rank; for tests and diagnosis. Takes as long as a dump.
-    pub fn dump(&self) -> Vec<(WorkerRank, Vec<KvCacheEventData>)> {
+    pub fn dump(&self) -> Vec<(WorkerRank, Vec<RankEvent>)> {
         let Some(routed) = self.routed() else { return Vec::new() };
         let ranks: Vec<WorkerRank> = routed.router.loads().into_iter().map(|(rank, _)| rank).collect();
         let index = routed.router.index();
         let of_rank = |rank| {
             let mut dump = index.dump(rank, DUMP_TIME).ok()?;
-            Some((rank, dump.next_chunk(usize::MAX).into_iter().map(|event| event.event.data).collect()))
+            Some((rank, dump.next_chunk(usize::MAX).into_iter().map(RankEvent::from).collect()))
         };
         ranks.into_iter().filter_map(of_rank).collect()
     }

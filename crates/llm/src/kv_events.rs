@@ -45,7 +45,7 @@ pub(crate) enum WorkerNews {
 }
 
 /// An event of a rank that is to be applied.
-type Due = (WorkerRank, KvCacheEventData);
+type Due = (WorkerRank, StorageTier, KvCacheEventData);
 
 /// Follows the events of one model's workers until the scope is cancelled.
 pub(crate) struct Follower {
@@ -155,17 +155,14 @@ impl Follower {
 
     fn judge(&mut self, epoch: u64, decoded: &mut Vec<RouterEvent>, due: &mut Vec<Due>) {
         let now = now();
-        for RouterEvent { worker_id, event, storage_tier } in decoded.drain(..) {
-            // The index has one tier.
-            if storage_tier != StorageTier::Device {
-                continue;
-            }
-            let rank = WorkerRank { worker_id, dp_rank: event.dp_rank };
-            match self.orders.observe(rank, epoch, event, now) {
-                Step::Apply(data) => {
+        for event in decoded.drain(..) {
+            let worker_id = event.worker_id;
+            let rank = WorkerRank { worker_id, dp_rank: event.event.dp_rank };
+            match self.orders.observe(rank, epoch, event.into(), now) {
+                Step::Apply(tier, data) => {
                     // Its first event needs no dump.
                     self.warmup.recovered(rank);
-                    due.push((rank, data));
+                    due.push((rank, tier, data));
                 }
                 Step::Ask(ask) => {
                     tracing::info!(worker_id, query = ?ask.request.query, "KV events are missing");
@@ -183,7 +180,7 @@ impl Follower {
         if replace {
             self.router.index().clear_rank(rank);
         }
-        let mut due: Vec<Due> = events.into_iter().map(|data| (rank, data)).collect();
+        let mut due: Vec<Due> = events.into_iter().map(|(tier, data)| (rank, tier, data)).collect();
         self.apply(epoch, &mut due).await;
         if replace {
             let warmup = self.warmup.clone();
@@ -204,10 +201,9 @@ impl Follower {
     /// Hands events to the index's lanes, at their pace, and takes the memory of those that are applied.
     async fn apply(&mut self, epoch: u64, due: &mut Vec<Due>) {
         let index = self.router.index();
-        for (rank, mut data) in due.drain(..) {
+        for (rank, tier, mut data) in due.drain(..) {
             // What comes of the others is counted and, where it matters, told by the lanes.
-            while let Err(TryApplyError::Full(back)) = index.try_apply(rank, epoch, StorageTier::Device, data)
-            {
+            while let Err(TryApplyError::Full(back)) = index.try_apply(rank, epoch, tier, data) {
                 data = back;
                 caught_up(index).await;
             }

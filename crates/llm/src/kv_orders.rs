@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dynamo_engine_api::{DpRank, KvCacheEvent, KvCacheEventData};
+use dynamo_engine_api::{DpRank, KvCacheEventData, StorageTier};
 use dynamo_kv_router::{
-    EventOrder, KvQueryAnswer, Observed, Recovered, RecoveryPolicy, RecoveryRequest, WorkerRank,
+    EventOrder, KvQueryAnswer, Observed, RankEvent, Recovered, RecoveryPolicy, RecoveryRequest, WorkerRank,
 };
 
 /// An index that disagrees with its worker asks for all that the worker holds, but not more often than this: a worker
@@ -34,7 +34,7 @@ pub(crate) struct Outcome {
 
 /// What to do about an event.
 pub(crate) enum Step {
-    Apply(KvCacheEventData),
+    Apply(StorageTier, KvCacheEventData),
     Ask(Ask),
     Nothing,
 }
@@ -92,16 +92,10 @@ impl KvOrders {
     }
 
     /// An event came. Those of a worker that discovery has not named yet count for nothing: its dump will hold them.
-    pub(crate) fn observe(
-        &mut self,
-        rank: WorkerRank,
-        epoch: u64,
-        event: KvCacheEvent,
-        now: Instant,
-    ) -> Step {
+    pub(crate) fn observe(&mut self, rank: WorkerRank, epoch: u64, event: RankEvent, now: Instant) -> Step {
         let Some(known) = self.ranks.get_mut(&rank) else { return Step::Nothing };
         match known.order.observe(epoch, event, now) {
-            Observed::Apply(event) => Step::Apply(event.data),
+            Observed::Apply(event) => Step::Apply(event.storage_tier, event.data),
             Observed::Recover(request) => Step::Ask(Ask { rank, generation: known.generation, request }),
             Observed::Held | Observed::Drop(_) => Step::Nothing,
         }

@@ -7,6 +7,7 @@ mod mode;
 mod replicas;
 mod request;
 mod turns;
+mod unfound;
 
 use std::{
     sync::Arc,
@@ -28,6 +29,7 @@ use rand::Rng;
 use replicas::Replicas;
 pub use request::Session;
 pub(crate) use request::{RouteRequest, RoutedWorker};
+use unfound::Unfound;
 
 use crate::{GenerateError, lost_ranks::LostRanks};
 
@@ -55,6 +57,7 @@ pub(crate) struct Router {
     block_size: BlockSize,
     index: LaneIndex,
     lost: Arc<LostRanks>,
+    unfound: Unfound,
     scheduler: Mutex<KvScheduler>,
     /// Whose turn it was last, in the modes that go in turn.
     last_turn: Mutex<Option<WorkerRank>>,
@@ -114,6 +117,7 @@ impl Router {
             block_size,
             index,
             lost,
+            unfound: Unfound::default(),
             last_turn: Mutex::new(None),
             meters,
             scratch: Mutex::new(Vec::new()),
@@ -162,6 +166,9 @@ impl Router {
                 false
             }
         };
+        if taken && self.wants_events() {
+            self.unfound.added(worker.worker_id, worker.epoch);
+        }
         self.call_next();
         taken
     }
@@ -170,6 +177,7 @@ impl Router {
     pub(crate) fn remove_worker(self: &Arc<Self>, worker_id: u64) {
         self.scheduler.lock().remove_worker(worker_id);
         self.index.remove_worker(worker_id);
+        self.unfound.removed(worker_id);
         if let Some(sessions) = &self.sessions {
             sessions.lock().forget_worker(worker_id);
         }
@@ -177,7 +185,8 @@ impl Router {
         self.call_next();
     }
 
-    /// Drops bookings that gave no sign of life for too long, and sessions that are over.
+    /// Drops bookings that gave no sign of life for too long, and sessions that are over; looks whether workers' caches are
+    /// of use.
     pub(crate) fn expire(self: &Arc<Self>) -> usize {
         let now = Instant::now();
         let mut scheduler = self.scheduler.lock();
@@ -189,6 +198,7 @@ impl Router {
         if let Some(sessions) = &self.sessions {
             sessions.lock().expire(now);
         }
+        self.look_for_served(now);
         self.call_next();
         expired
     }

@@ -22,6 +22,8 @@ use crate::{
 };
 
 #[cfg(test)]
+mod routed_tests;
+#[cfg(test)]
 mod tests;
 
 /// Events of a rank that wait for the task at most. Past it the engine numbers and publishes them itself: none may be lost,
@@ -90,7 +92,7 @@ impl KvPublisher {
             }
         };
         let counts = |pipeline: &EventPipeline| {
-            (pipeline.local().failed_events(), pipeline.other_tiers(), pipeline.doubled_blocks())
+            (pipeline.local().failed_events(), pipeline.lower_tiers(), pipeline.doubled_blocks())
         };
         let before = counts(pipeline);
         for event in taken.drain(..) {

@@ -15,7 +15,7 @@ pub struct LoadGauges {
     waiting: IntGaugeVec,
     running: IntGaugeVec,
     inconsistent: IntCounterVec,
-    other_tiers: IntCounterVec,
+    lower_tiers: IntCounterVec,
     doubled: IntCounterVec,
 }
 
@@ -28,7 +28,7 @@ pub struct RankGauges {
     waiting: IntGauge,
     running: IntGauge,
     inconsistent: IntCounter,
-    other_tiers: IntCounter,
+    lower_tiers: IntCounter,
     doubled: IntCounter,
 }
 
@@ -51,9 +51,9 @@ impl LoadGauges {
                 "inconsistent_events_total",
                 "KV events of the engine that do not fit those before them",
             )?,
-            other_tiers: publisher(
-                "other_tier_events_total",
-                "KV events of other tiers than the device, which are not published",
+            lower_tiers: publisher(
+                "lower_tier_events_total",
+                "KV events of the engine on lower tiers than the device",
             )?,
             doubled: publisher(
                 "doubled_blocks_total",
@@ -75,18 +75,18 @@ impl LoadGauges {
             waiting: of(&self.waiting),
             running: of(&self.running),
             inconsistent: counter(&self.inconsistent),
-            other_tiers: counter(&self.other_tiers),
+            lower_tiers: counter(&self.lower_tiers),
             doubled: counter(&self.doubled),
         }
     }
 }
 
 impl RankGauges {
-    /// What became of the engine's events: of so many that did not fit those before them, that were of other tiers than
-    /// the device, and of removed blocks of which a copy is left.
-    pub fn published(&self, inconsistent: u64, other_tiers: u64, doubled: u64) {
+    /// What the engine's events were: so many did not fit those before them, were of lower tiers than the device, and
+    /// removed blocks of which a copy is left.
+    pub fn published(&self, inconsistent: u64, lower_tiers: u64, doubled: u64) {
         self.inconsistent.inc_by(inconsistent);
-        self.other_tiers.inc_by(other_tiers);
+        self.lower_tiers.inc_by(lower_tiers);
         self.doubled.inc_by(doubled);
     }
 

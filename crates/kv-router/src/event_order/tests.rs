@@ -1,9 +1,13 @@
+use std::{collections::BTreeSet, num::NonZeroUsize};
+
 use dynamo_engine_api::{ExternalBlockHash, StoredBlock};
 use dynamo_tokens::LocalBlockHash;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{LOCAL_EVENT_BUFFER, LocalIndexer, MatchBuffer, PrefixIndex, RadixTree, Slot};
+use crate::{
+    IndexerKind, LOCAL_EVENT_BUFFER, LocalIndexer, MatchBuffer, Slot, TieredIndex, TieredWriter, with_tiers,
+};
 
 const EPOCH: u64 = 9;
 
@@ -12,8 +16,15 @@ fn stored(hash: u64) -> KvCacheEventData {
     KvCacheEventData::Stored { parent_hash: hash.checked_sub(1).map(ExternalBlockHash), blocks: vec![block] }
 }
 
-fn event(event_id: u64) -> KvCacheEvent {
-    KvCacheEvent { event_id, data: stored(event_id), dp_rank: 0 }
+const DEVICE: StorageTier = StorageTier::Device;
+
+fn event(event_id: u64) -> RankEvent {
+    RankEvent { event_id, data: stored(event_id), dp_rank: 0, storage_tier: DEVICE }
+}
+
+/// As it is to be applied.
+fn change(hash: u64) -> (StorageTier, KvCacheEventData) {
+    (DEVICE, stored(hash))
 }
 
 fn order() -> EventOrder {
@@ -61,12 +72,12 @@ fn a_gap_is_asked_for_and_what_came_meanwhile_follows() {
     assert!(order.is_recovering());
     let answer = KvQueryAnswer::Events { events: vec![event(4), event(5)], last_event_id: 5 };
     let recovered = order.answered(request.token, answer.clone(), now);
-    assert_eq!(recovered.events, [4, 5, 6, 7].map(stored));
+    assert_eq!(recovered.events, [4, 5, 6, 7].map(change));
     assert_eq!(recovered.next.unwrap().query, range(8, 8));
     assert_eq!(order.answered(request.token, answer, now), Recovered::default(), "an old answer");
     let answer = KvQueryAnswer::Events { events: vec![event(8)], last_event_id: 8 };
     let recovered = order.answered(recovered.next.unwrap().token, answer, now);
-    assert_eq!((recovered.events, recovered.next), ([8, 9].map(stored).to_vec(), None));
+    assert_eq!((recovered.events, recovered.next), ([8, 9].map(change).to_vec(), None));
     assert_eq!(order.observe(EPOCH, event(10), now), Observed::Apply(event(10)));
 }
 
@@ -78,10 +89,10 @@ fn an_unknown_start_asks_for_a_dump_which_sets_the_cursor() {
     assert_eq!(order.request_dump(now), None, "one question at a time");
     order.observe(EPOCH, event(6), now);
     order.observe(EPOCH, event(7), now);
-    let events = vec![KvCacheEvent { event_id: 0, ..event(1) }];
+    let events = vec![RankEvent { event_id: 0, ..event(1) }];
     let dump = KvQueryAnswer::TreeDump { events, last_event_id: 6 };
     let recovered = order.answered(request.token, dump, now);
-    assert_eq!((recovered.replace, recovered.events), (true, [1, 7].map(stored).to_vec()));
+    assert_eq!((recovered.replace, recovered.events), (true, [1, 7].map(change).to_vec()));
     assert_eq!(order.last_event_id(), Some(7));
 }
 
@@ -100,7 +111,7 @@ fn failures_back_off_and_end_in_applying_what_is_there() {
         request = next;
     };
     assert_eq!(waits, [200, 400, 800, 1600, 3200, 6400, 12800, 25600]);
-    assert_eq!(gave_up, Recovered { events: vec![stored(6)], gave_up: true, ..Recovered::default() });
+    assert_eq!(gave_up, Recovered { events: vec![change(6)], gave_up: true, ..Recovered::default() });
     assert_eq!(order.observe(EPOCH, event(7), now), Observed::Apply(event(7)));
 }
 
@@ -145,7 +156,10 @@ fn a_clear_voids_what_was_missing() {
     let now = Instant::now();
     let mut order = live(3, now);
     let lost = recover(order.observe(EPOCH, event(6), now));
-    let cleared = KvCacheEvent { event_id: 9, data: KvCacheEventData::Cleared, dp_rank: 0 };
+    let cleared = RankEvent { data: KvCacheEventData::Cleared, ..event(9) };
+    // That of a lower tier alone voids nothing else.
+    let host = RankEvent { event_id: 8, storage_tier: StorageTier::HostPinned, ..cleared.clone() };
+    assert_eq!(order.observe(EPOCH, host, now), Observed::Held);
     assert_eq!(order.observe(EPOCH, cleared.clone(), now), Observed::Apply(cleared));
     assert_eq!(order.failed(lost.token, now), Recovered::default());
     assert_eq!(order.observe(EPOCH, event(10), now), Observed::Apply(event(10)));
@@ -170,7 +184,8 @@ fn the_buffer_is_bounded_and_what_it_lost_is_asked_for_again() {
 struct World {
     worker: LocalIndexer,
     order: EventOrder,
-    index: RadixTree,
+    reader: TieredIndex,
+    index: TieredWriter,
     question: Option<RecoveryRequest>,
     now: Instant,
 }
@@ -178,13 +193,13 @@ struct World {
 const SLOT: Slot = Slot::new(0, 0);
 
 impl World {
-    fn apply(&mut self, data: &KvCacheEventData) {
-        self.index.apply(SLOT, data).unwrap();
+    fn apply(&mut self, tier: StorageTier, data: &KvCacheEventData) {
+        self.index.apply(SLOT, tier, data).unwrap();
     }
 
-    fn deliver(&mut self, event: KvCacheEvent) {
+    fn deliver(&mut self, event: RankEvent) {
         match self.order.observe(EPOCH, event, self.now) {
-            Observed::Apply(event) => self.apply(&event.data),
+            Observed::Apply(event) => self.apply(event.storage_tier, &event.data),
             Observed::Recover(request) => self.question = Some(request),
             Observed::Held => {}
             Observed::Drop(reason) => panic!("{reason:?}"),
@@ -204,8 +219,8 @@ impl World {
         if recovered.replace {
             self.index.clear(SLOT);
         }
-        for data in &recovered.events {
-            self.apply(data);
+        for (tier, data) in &recovered.events {
+            self.apply(*tier, data);
         }
         self.question = recovered.next;
     }
@@ -214,16 +229,19 @@ impl World {
 proptest! {
     #[test]
     fn whatever_is_lost_the_index_ends_up_like_the_worker(
-        steps in prop::collection::vec((0..8u8, 0..6u64, any::<bool>(), 0..4u8, 0..20u8), 1..200),
+        steps in prop::collection::vec((0..10u8, 0..6u64, any::<bool>(), 0..4u8, 0..20u8), 1..200),
         burst in prop::option::of(0..LOCAL_EVENT_BUFFER + 200),
     ) {
         let order = order();
         let now = Instant::now();
-        let (worker, index) = (LocalIndexer::new(0), RadixTree::new());
-        let mut world = World { worker, order, index, question: None, now };
+        let (reader, mut writers) = with_tiers(IndexerKind::Radix.build(NonZeroUsize::MIN));
+        let (worker, index) = (LocalIndexer::new(0), writers.remove(0));
+        let mut world = World { worker, order, reader, index, question: None, now };
         let mut held: Vec<u64> = Vec::new();
+        let mut on_host: BTreeSet<u64> = BTreeSet::new();
         let mut failures = 0;
         for (kind, len, arrives, answers, fails) in steps {
+            let mut tier = DEVICE;
             let data = match kind {
                 0 if !held.is_empty() => {
                     let last = held.pop().unwrap();
@@ -231,14 +249,29 @@ proptest! {
                 }
                 1 if len == 0 => {
                     held.clear();
+                    on_host.clear();
                     KvCacheEventData::Cleared
+                }
+                2 if !held.is_empty() => {
+                    tier = StorageTier::HostPinned;
+                    let block = len % held.len() as u64;
+                    on_host.insert(block);
+                    stored(block)
+                }
+                3 if !on_host.is_empty() => {
+                    tier = StorageTier::HostPinned;
+                    let block = if len % 2 == 0 { on_host.pop_first() } else { on_host.pop_last() };
+                    KvCacheEventData::Removed { block_hashes: vec![ExternalBlockHash(block.unwrap())] }
                 }
                 _ => {
                     held.push(held.len() as u64);
                     stored(held.len() as u64 - 1)
                 }
             };
-            let event = world.worker.record(data);
+            let event = match tier {
+                DEVICE => world.worker.record(data),
+                lower => world.worker.record_lower(lower, data).unwrap(),
+            };
             if arrives {
                 world.deliver(event);
             }
@@ -261,9 +294,12 @@ proptest! {
         }
         prop_assert_eq!(world.order.last_event_id(), Some(world.worker.last_event_id()));
         prop_assert_eq!(world.index.held_blocks(SLOT), held.len() as u32);
-        let query: Vec<_> = held.iter().map(|&hash| LocalBlockHash(hash)).collect();
+        let end = on_host.last().map_or(0, |last| last + 1).max(held.len() as u64);
+        let query: Vec<_> = (0..end).map(LocalBlockHash).collect();
         let mut out = MatchBuffer::default();
-        world.index.find_matches(&query, &mut out);
+        world.reader.find_matches(&query, &mut out);
         prop_assert_eq!(out.device_blocks(SLOT), held.len() as u32);
+        let on_any = (0..end).take_while(|&block| block < held.len() as u64 || on_host.contains(&block));
+        prop_assert_eq!(out.tiers(SLOT).host_blocks, on_any.count() as u32);
     }
 }

@@ -84,12 +84,71 @@ fn an_event_without_blocks_still_has_its_number() {
     assert_eq!(events(&mut pipeline, vec![removed([])]), [(1, removed([]).data)]);
 }
 
+fn on(tier: StorageTier, event: EngineEvent) -> EngineEvent {
+    EngineEvent { tier, ..event }
+}
+
 #[test]
-fn other_tiers_take_no_number() {
+fn tiers_share_one_order_and_are_not_merged() {
+    let (host, disk) = (StorageTier::HostPinned, StorageTier::Disk);
     let mut pipeline = EventPipeline::new(7, 0);
-    let host = EngineEvent { tier: StorageTier::HostPinned, ..stored(None, [1]) };
-    assert_eq!(events(&mut pipeline, vec![host, stored(None, [1])]), [(1, stored(None, [1]).data)]);
-    assert_eq!(pipeline.other_tiers(), 1);
+    let batch = vec![
+        stored(None, [1]),
+        on(host, stored(None, [1])),
+        on(host, stored(Some(1), [2])),
+        on(disk, stored(Some(2), [3])),
+        removed([1]),
+        on(disk, removed([3])),
+    ];
+    let sent: Vec<_> = messages(&mut pipeline, batch).into_iter().flatten().collect();
+    let sent: Vec<_> =
+        sent.into_iter().map(|event| (event.event.event_id, event.storage_tier, event.event.data)).collect();
+    let expected = [
+        (1, StorageTier::Device, stored(None, [1]).data),
+        (2, host, stored(None, [1, 2]).data),
+        (3, disk, stored(Some(2), [3]).data),
+        (4, StorageTier::Device, removed([1]).data),
+        (5, disk, removed([3]).data),
+    ];
+    assert_eq!(sent, expected);
+    assert_eq!((pipeline.lower_tiers(), pipeline.local().failed_events()), (4, 0));
+    let query = KvQuery { dp_rank: 0, start_event_id: Some(2), end_event_id: Some(2) };
+    let KvQueryAnswer::Events { events, .. } = pipeline.answer(&query) else { panic!("no events") };
+    assert_eq!((events[0].storage_tier, &events[0].data), (host, &expected[1].2));
+}
+
+#[test]
+fn copies_are_counted_tier_by_tier() {
+    let host = StorageTier::HostPinned;
+    let mut pipeline = EventPipeline::new(7, 0);
+    let twice = vec![stored(None, [1]), on(host, stored(None, [1])), on(host, stored(None, [1]))];
+    assert_eq!(events(&mut pipeline, twice).len(), 3);
+    assert_eq!(events(&mut pipeline, vec![on(host, removed([1]))]), []);
+    assert_eq!(events(&mut pipeline, vec![removed([1])]), [(4, removed([1]).data)]);
+    assert_eq!(events(&mut pipeline, vec![on(host, removed([1]))]), [(5, removed([1]).data)]);
+    assert_eq!((pipeline.doubled_blocks(), pipeline.local().failed_events()), (1, 0));
+}
+
+#[test]
+fn what_was_never_stored_on_a_lower_tier_is_not_published() {
+    let disk = StorageTier::Disk;
+    let mut pipeline = EventPipeline::new(7, 0);
+    // Nobody has its parent; then it is not there to be removed either.
+    let orphan = vec![on(disk, stored(Some(8), [9])), on(disk, removed([9])), on(disk, removed([]))];
+    assert_eq!(events(&mut pipeline, orphan), []);
+    assert_eq!(pipeline.local().failed_events(), 2);
+    // It was not counted as a copy.
+    let batch = vec![on(disk, stored(None, [9])), on(disk, removed([9, 10]))];
+    assert_eq!(events(&mut pipeline, batch)[1], (2, removed([9]).data));
+}
+
+#[test]
+fn a_clear_concerns_all_tiers() {
+    let host = StorageTier::HostPinned;
+    let mut pipeline = EventPipeline::new(7, 0);
+    events(&mut pipeline, vec![on(host, stored(None, [1])), on(host, cleared())]);
+    let messages = messages(&mut pipeline, vec![on(host, removed([1])), on(host, stored(None, [1]))]);
+    assert_eq!((messages[0].len(), messages[0][0].event.event_id), (1, 3));
 }
 
 #[test]
@@ -116,7 +175,7 @@ fn what_was_sent_can_be_asked_for_again() {
     let sent: Vec<_> = messages(&mut pipeline, (0..10).map(|hash| stored(None, [hash])).collect())
         .into_iter()
         .flatten()
-        .map(|event| event.event)
+        .map(RankEvent::from)
         .collect();
     let query = KvQuery { dp_rank: 3, start_event_id: Some(4), end_event_id: Some(6) };
     let KvQueryAnswer::Events { events, .. } = pipeline.answer(&query) else { panic!("no events") };

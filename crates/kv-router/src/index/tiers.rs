@@ -15,7 +15,7 @@ use dynamo_tokens::LocalBlockHash;
 use rustc_hash::FxHashMap;
 
 use super::{
-    ApplyError, ConcurrentRadixTree, IndexCounts, IndexParts, MatchBuffer, PrefixIndex, SharedIndex,
+    ApplyError, ConcurrentRadixTree, IndexCounts, IndexParts, Match, MatchBuffer, PrefixIndex, SharedIndex,
     holders::mix,
 };
 use crate::Slot;
@@ -32,27 +32,58 @@ const LOWER_TIERS: [StorageTier; 3] = [StorageTier::HostPinned, StorageTier::Dis
 pub struct TierMatch {
     /// Who.
     pub slot: Slot,
-    /// Leading blocks in device or host memory.
+    /// Leading blocks in device memory.
+    pub device_blocks: u32,
+    /// Leading blocks in device or host memory; at least `device_blocks`.
     pub host_blocks: u32,
     /// Leading blocks on any tier; at least `host_blocks`.
     pub any_blocks: u32,
 }
 
 impl MatchBuffer {
-    /// Slots with blocks on lower tiers that belong to the query, in no order. Some of them may have no block of it on
+    /// Slots with blocks on lower tiers that belong to the query, by slot index. Some of them may have no block of it on
     /// the device; of slots that are not here all tiers have what the device has.
     pub fn lower_tiers(&self) -> &[TierMatch] {
         &self.lower
     }
 
-    /// What a slot has of the query, on the device and below.
-    pub fn tiers(&self, slot: Slot) -> TierMatch {
-        let found = self.lower.iter().find(|found| found.slot == slot);
-        found.copied().unwrap_or_else(|| {
-            let device_blocks = self.device_blocks(slot);
-            TierMatch { slot, host_blocks: device_blocks, any_blocks: device_blocks }
-        })
+    /// What one of the [`matches`](Self::matches) has, on the device and below.
+    pub fn tiers_of(&self, found: &Match) -> TierMatch {
+        let Match { slot, device_blocks } = *found;
+        let on_device =
+            TierMatch { slot, device_blocks, host_blocks: device_blocks, any_blocks: device_blocks };
+        place(&self.lower, slot).map_or(on_device, |at| self.lower[at])
     }
+
+    /// What a slot has of the query, on the device and below. It looks through all matches: for each of them there is
+    /// [`Self::tiers_of`].
+    pub fn tiers(&self, slot: Slot) -> TierMatch {
+        self.tiers_of(&Match { slot, device_blocks: self.device_blocks(slot) })
+    }
+
+    /// Lets lower tiers have at least what the device has.
+    pub(crate) fn raise_lower(&mut self) {
+        if self.lower.is_empty() {
+            return;
+        }
+        for found in &self.matches {
+            if let Some(at) = place(&self.lower, found.slot) {
+                let tiers = &mut self.lower[at];
+                tiers.device_blocks = tiers.device_blocks.max(found.device_blocks);
+                tiers.host_blocks = tiers.host_blocks.max(tiers.device_blocks);
+                tiers.any_blocks = tiers.any_blocks.max(tiers.host_blocks);
+            }
+        }
+    }
+}
+
+fn place(lower: &[TierMatch], slot: Slot) -> Option<usize> {
+    lower.binary_search_by_key(&order(slot), |found| order(found.slot)).ok()
+}
+
+/// The order of slots in an answer; of two owners of an index, that of their generations.
+fn order(slot: Slot) -> (usize, Slot) {
+    (slot.index(), slot)
 }
 
 /// What slots have on lower tiers and, for the same slots, on the device.
@@ -126,26 +157,22 @@ impl TieredIndex {
         let mut found = out.lower_found.take().unwrap_or_default();
         SharedIndex::find_matches(tree, local, &mut found);
         // The stand-ins of a slot become neighbours, the host's first.
-        found.matches.sort_unstable_by_key(|stand_in| (stand_in.slot.index(), stand_in.slot));
+        let stood_for = |stand_in: &Match| stand_in.slot.with_index(stand_in.slot.index() / 2);
+        found.matches.sort_unstable_by_key(|stand_in| (order(stood_for(stand_in)), stand_in.slot.index()));
         for stand_in in &found.matches {
-            let slot = stand_in.slot.with_index(stand_in.slot.index() / 2);
+            let slot = stood_for(stand_in);
             let blocks = stand_in.device_blocks;
             if stand_in.slot == host_slot(slot) {
-                out.lower.push(TierMatch { slot, host_blocks: blocks, any_blocks: blocks });
+                out.lower.push(TierMatch { slot, device_blocks: 0, host_blocks: blocks, any_blocks: blocks });
             } else if let Some(last) = out.lower.last_mut().filter(|last| last.slot == slot) {
                 last.any_blocks = last.any_blocks.max(blocks);
             } else {
-                out.lower.push(TierMatch { slot, host_blocks: 0, any_blocks: blocks });
+                out.lower.push(TierMatch { slot, device_blocks: 0, host_blocks: 0, any_blocks: blocks });
             }
         }
-        for at in 0..out.lower.len() {
-            let device_blocks = out.device_blocks(out.lower[at].slot);
-            let tiers = &mut out.lower[at];
-            // They were asked one after the other.
-            tiers.host_blocks = tiers.host_blocks.max(device_blocks);
-            tiers.any_blocks = tiers.any_blocks.max(tiers.host_blocks);
-        }
         out.lower_found = Some(found);
+        // They were asked one after the other.
+        out.raise_lower();
     }
 
     /// Blocks that a slot holds on its device.
@@ -165,6 +192,17 @@ impl TieredIndex {
 }
 
 impl TieredWriter {
+    /// Puts tiers around an index that nobody reads meanwhile.
+    pub fn new(device: impl PrefixIndex + 'static) -> Self {
+        Self { device: Box::new(device), lower: Arc::default(), slots: FxHashMap::default() }
+    }
+
+    /// Whether a slot has a block of this name on a lower tier.
+    pub fn holds_lower(&self, slot: Slot, tier: StorageTier, name: ExternalBlockHash) -> bool {
+        let names = self.slots.get(&slot.index()).filter(|names| names.slot == slot);
+        names.is_some_and(|names| names.by_alias.contains_key(&alias(tier, name.0)))
+    }
+
     /// Applies an event of a slot on a tier. A parent may be on any tier. `Cleared` on the device is the word of those
     /// that know no tiers: all of the slot is gone; on another tier it concerns that one.
     pub fn apply(

@@ -7,7 +7,7 @@ use std::{
 
 use dynamo_engine_api::DpRank;
 use dynamo_kv_router::{ActiveSequenceChange, PrefillLoadHint, Reservation, ReservationId, WorkerRank};
-use dynamo_tokens::SequenceHash;
+use dynamo_tokens::{LocalBlockHash, SequenceHash};
 
 use super::{RouteRequest, Router};
 
@@ -17,6 +17,8 @@ pub(crate) struct Booking {
     id: Option<ReservationId>,
     worker: WorkerRank,
     overlap_blocks: u32,
+    /// Of the prompt, if it has one: a sequence begins with its first block's own hash.
+    first_block: Option<LocalBlockHash>,
     started: Instant,
     first_token: Option<Instant>,
     /// The last one, if any was given.
@@ -44,6 +46,7 @@ impl Booking {
             id: Some(reservation.id),
             worker: selection.worker,
             overlap_blocks: selection.overlap_blocks,
+            first_block: sequence.first().map(|first| LocalBlockHash(first.0)),
             started: now,
             first_token: None,
             sign_of_life: None,
@@ -115,6 +118,9 @@ impl Booking {
         self.id = None;
         let router = &self.router;
         router.scheduler.lock().free(id);
+        if let (Some(first_block), Some(last)) = (self.first_block, self.last_token) {
+            router.unfound.served(self.worker, first_block, last);
+        }
         router.meters.requests.inc();
         router.meters.output_tokens.observe(self.tokens as f64);
         if let (Some(first), Some(last), 2..) = (self.first_token, self.last_token, self.tokens) {

@@ -30,7 +30,7 @@ fn with_workers(config: RouterConfig, workers: &[u64]) -> Arc<Router> {
 }
 
 /// Routes a request that need not wait.
-fn route(router: &Arc<Router>, request: &RouteRequest<'_>) -> Result<Booking, GenerateError> {
+pub(super) fn route(router: &Arc<Router>, request: &RouteRequest<'_>) -> Result<Booking, GenerateError> {
     futures_now(router.route(request))
 }
 
@@ -46,7 +46,7 @@ fn router(mode: RouterMode) -> Arc<Router> {
     with_workers(RouterConfig::of(mode), &[7, 8, 9])
 }
 
-fn request<'a>(tokens: &'a [u32], excluded: &'a [u64]) -> RouteRequest<'a> {
+pub(super) fn request<'a>(tokens: &'a [u32], excluded: &'a [u64]) -> RouteRequest<'a> {
     RouteRequest {
         tokens,
         seed: HashSeed::PLAIN,

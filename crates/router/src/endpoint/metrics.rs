@@ -25,6 +25,10 @@ impl ServiceMetrics {
                 "Workers that are routed to as if they held nothing, for their dump is not in",
             )?,
             gauge("mismatched_workers", "Workers that are not used because their blocks have another size")?,
+            gauge(
+                "unfound_workers",
+                "Workers that report blocks among which nothing that they served is ever found: they hash otherwise",
+            )?,
             gauge("index_blocks", "Pairs of worker rank and cached block in the prefix index")?,
             gauge("index_bytes", "Memory of the prefix index")?,
             gauge("bookings", "Requests that others run and have booked here")?,
@@ -36,6 +40,7 @@ impl ServiceMetrics {
             let values = [
                 status.cold_workers,
                 status.mismatched_workers,
+                status.unfound_workers,
                 status.index.blocks,
                 status.index.bytes,
                 booked(),

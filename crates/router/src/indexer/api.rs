@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use dynamo_engine_api::DpRank;
+use dynamo_kv_router::WorkerRank;
 use serde::{Deserialize, Serialize};
 
 use super::registry::ModelKey;
@@ -141,6 +142,19 @@ pub(super) struct ListenerEntry {
     pub(super) replay_endpoint: Option<String>,
     #[serde(default)]
     pub(super) status: String,
+    /// The engine's number of the last batch that the index has; our own addition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) last_batch: Option<u64>,
+}
+
+impl WorkerEntry {
+    /// The last batch of each rank of which it is known.
+    pub(super) fn last_batches(&self) -> impl Iterator<Item = (ModelKey, WorkerRank, u64)> + '_ {
+        self.listeners.iter().filter_map(|(&dp_rank, listener)| {
+            let key = key(self.model_name.clone(), self.routing_group.clone());
+            Some((key, WorkerRank { worker_id: self.instance_id, dp_rank }, listener.last_batch?))
+        })
+    }
 }
 
 /// Which index a body means.

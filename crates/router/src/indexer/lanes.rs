@@ -2,8 +2,9 @@
 
 use std::{
     collections::VecDeque,
+    ops::Range,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -13,7 +14,9 @@ use dynamo_runtime::TaskScope;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    registry::ModelIndex,
+    progress::Follows,
+    refill::Refill,
+    registry::{ModelIndex, ModelKey},
     shared_index::{Brought, TierEvent},
     source::{Delivered, Delivery},
 };
@@ -30,6 +33,7 @@ struct Counters {
     batches: AtomicU64,
     lost: AtomicU64,
     restarts: AtomicU64,
+    refills: AtomicU64,
 }
 
 impl LaneCounters {
@@ -47,6 +51,19 @@ impl LaneCounters {
     pub(super) fn restarts(&self) -> u64 {
         self.0.restarts.load(Ordering::Relaxed)
     }
+
+    /// Ranks of which a peer gave what was missing.
+    pub(super) fn refills(&self) -> u64 {
+        self.0.refills.load(Ordering::Relaxed)
+    }
+}
+
+/// What the lanes of an index work on.
+#[derive(Clone)]
+pub(super) struct LaneShared {
+    pub(super) model: Arc<ModelIndex>,
+    pub(super) key: ModelKey,
+    pub(super) refill: Arc<OnceLock<Refill>>,
 }
 
 /// The lanes of one index; they end when this is dropped.
@@ -58,7 +75,7 @@ pub(super) struct Lanes {
 impl Lanes {
     /// Starts them; they apply nothing until `open` is true.
     pub(super) fn start(
-        model: &Arc<ModelIndex>,
+        shared: LaneShared,
         count: usize,
         open: watch::Receiver<bool>,
         counters: &LaneCounters,
@@ -66,7 +83,7 @@ impl Lanes {
     ) -> Self {
         let lanes = (0..count).map(|_| {
             let (sender, receiver) = mpsc::channel(LANE_CAPACITY);
-            let lane = Lane { model: model.clone(), counters: counters.clone() };
+            let lane = Lane { shared: shared.clone(), counters: counters.clone() };
             scope.spawn("lane", lane.run(receiver, open.clone(), scope.clone()));
             sender
         });
@@ -79,6 +96,11 @@ impl Lanes {
         let place = rank.worker_id.wrapping_add(u64::from(rank.dp_rank)) % self.lanes.len() as u64;
         self.lanes[place as usize].clone()
     }
+
+    /// Messages that wait, over all lanes.
+    pub(super) fn waiting(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.max_capacity() - lane.capacity()).sum()
+    }
 }
 
 impl Drop for Lanes {
@@ -88,7 +110,7 @@ impl Drop for Lanes {
 }
 
 struct Lane {
-    model: Arc<ModelIndex>,
+    shared: LaneShared,
     counters: LaneCounters,
 }
 
@@ -113,47 +135,82 @@ impl Lane {
                 delivered = deliveries.recv() => delivered,
             };
             let Some(delivered) = delivered else { return };
-            self.take(delivered).await;
+            tokio::select! {
+                () = scope.cancelled() => return,
+                () = self.take(delivered) => {}
+            }
         }
     }
 
-    async fn take(&self, Delivered { rank, generation, delivery }: Delivered) {
+    async fn take(&self, Delivered { rank, generation, delivery, progress }: Delivered) {
         match delivery {
-            Delivery::Batch { events, .. } => {
+            Delivery::Batch { sequence, events } => {
+                match progress.follow(sequence) {
+                    Follows::Closely => {}
+                    Follows::Anew => {
+                        self.if_registered(rank, generation, || self.shared.model.index.clear_rank(rank));
+                    }
+                    Follows::Hole { from } => self.fill(rank, generation, from..sequence).await,
+                }
                 self.bring(rank, generation, events.into()).await;
+                progress.brought(sequence);
                 self.counters.0.batches.fetch_add(1, Ordering::Relaxed);
             }
             Delivery::Restarted => {
                 tracing::info!(worker_id = rank.worker_id, dp_rank = rank.dp_rank, "engine began anew");
                 self.counters.0.restarts.fetch_add(1, Ordering::Relaxed);
-                self.if_registered(rank, generation, || self.model.index.clear_rank(rank));
+                progress.restarted();
+                self.if_registered(rank, generation, || self.shared.model.index.clear_rank(rank));
             }
-            Delivery::Lost(messages) => {
-                tracing::warn!(
-                    worker_id = rank.worker_id,
-                    dp_rank = rank.dp_rank,
-                    messages,
-                    "KV events were lost for good: the index may miss blocks of this engine, or hold gone ones"
-                );
-                self.counters.0.lost.fetch_add(messages, Ordering::Relaxed);
-            }
+            Delivery::Lost(messages) => self.lost(rank, messages),
         }
+    }
+
+    fn lost(&self, rank: WorkerRank, messages: u64) {
+        tracing::warn!(
+            worker_id = rank.worker_id,
+            dp_rank = rank.dp_rank,
+            messages,
+            "KV events were lost for good: the index may miss blocks of this engine, or hold gone ones"
+        );
+        self.counters.0.lost.fetch_add(messages, Ordering::Relaxed);
+    }
+
+    /// Between what a peer gave and the first message that was heard, some are missing: the peer has them by now, or will in a
+    /// moment. What comes meanwhile waits in the lane.
+    async fn fill(&self, rank: WorkerRank, generation: u64, missing: Range<u64>) {
+        let LaneShared { model, key, refill } = &self.shared;
+        let messages = missing.end - missing.start;
+        let events = match refill.get() {
+            Some(refill) => refill.rank(key, rank, missing.end - 1).await,
+            None => None,
+        };
+        let Some(events) = events else { return self.lost(rank, messages) };
+        tracing::info!(
+            worker_id = rank.worker_id,
+            dp_rank = rank.dp_rank,
+            messages,
+            "a peer gave what was missing"
+        );
+        self.counters.0.refills.fetch_add(1, Ordering::Relaxed);
+        self.if_registered(rank, generation, || model.index.clear_rank(rank));
+        self.bring(rank, generation, events).await;
     }
 
     /// At the index's pace: it waits while much waits there.
     async fn bring(&self, rank: WorkerRank, generation: u64, mut events: VecDeque<TierEvent>) {
         loop {
-            match self.if_registered(rank, generation, || self.model.index.bring(rank, &mut events)) {
+            match self.if_registered(rank, generation, || self.shared.model.index.bring(rank, &mut events)) {
                 None | Some(Brought::All) => return,
                 Some(Brought::Some) => tokio::task::consume_budget().await,
-                Some(Brought::Full) => self.model.index.caught_up().await,
+                Some(Brought::Full) => self.shared.model.index.caught_up().await,
             }
         }
     }
 
     /// Under the lock of who registers, so that nothing of an earlier registration comes in after its end.
     fn if_registered<R>(&self, rank: WorkerRank, generation: u64, apply: impl FnOnce() -> R) -> Option<R> {
-        let engines = self.model.engines.read();
+        let engines = self.shared.model.engines.read();
         let current = engines.get(&rank.worker_id).and_then(|ranks| ranks.get(&rank.dp_rank));
         current.is_some_and(|current| current.generation == generation).then(apply)
     }

@@ -112,6 +112,11 @@ struct RegistryMetrics {
     workers: IntGauge,
     blocks: IntGaugeVec,
     bytes: IntGaugeVec,
+    queued_messages: IntGaugeVec,
+    queued_events: IntGaugeVec,
+    queued_blocks: IntGaugeVec,
+    broken: IntGaugeVec,
+    refills: IntCounter,
     events: IntCounterVec,
     batches: IntCounter,
     lost: IntCounter,
@@ -138,6 +143,30 @@ pub(super) fn register(metrics: &Metrics, registry: &Arc<Registry>) -> Result<()
             &labels,
         )?,
         bytes: metrics.gauge_vec("dynamo_kvindexer_index_bytes", "Memory of the index", &labels)?,
+        queued_messages: metrics.gauge_vec(
+            "dynamo_kvindexer_queued_messages",
+            "Messages of engines that wait to be brought to the index",
+            &labels,
+        )?,
+        queued_events: metrics.gauge_vec(
+            "dynamo_kvindexer_index_queued_events",
+            "KV events that wait for a lane of the index",
+            &labels,
+        )?,
+        queued_blocks: metrics.gauge_vec(
+            "dynamo_kvindexer_index_queued_blocks",
+            "Blocks of the KV events that wait for a lane of the index",
+            &labels,
+        )?,
+        broken: metrics.gauge_vec(
+            "dynamo_kvindexer_index_broken",
+            "1 if a lane of the index broke: its answers are not to be trusted, restart",
+            &labels,
+        )?,
+        refills: metrics.counter(
+            "dynamo_kvindexer_refills_total",
+            "Engine ranks of which a peer gave what was missing between its dump and the first message heard",
+        )?,
         events: metrics.counter_vec(
             "dynamo_kvrouter_kv_cache_events_applied",
             "KV cache events that reached the prefix index, by outcome",
@@ -163,12 +192,19 @@ pub(super) fn register(metrics: &Metrics, registry: &Arc<Registry>) -> Result<()
 }
 
 impl RegistryMetrics {
+    /// Those whose series go with their model.
+    fn by_model(&self) -> [&IntGaugeVec; 6] {
+        let Self { blocks, bytes, queued_messages, queued_events, queued_blocks, broken, .. } = self;
+        [blocks, bytes, queued_messages, queued_events, queued_blocks, broken]
+    }
+
     fn refresh(&self, registry: &Registry) {
         let models = registry.models();
         let mut by_status = [0i64; ListenerStatus::ALL.len()];
         let mut workers = 0;
-        self.blocks.reset();
-        self.bytes.reset();
+        for family in self.by_model() {
+            family.reset();
+        }
         let mut counted = self.counted.lock();
         counted.retain(|(model, _)| model.strong_count() > 0);
         for (key, model) in &models {
@@ -183,6 +219,11 @@ impl RegistryMetrics {
             let labels = [key.model_name.as_str(), key.routing_group.as_str()];
             self.blocks.with_label_values(&labels).set(counts.blocks as i64);
             self.bytes.with_label_values(&labels).set(counts.bytes as i64);
+            let queued = model.index.gauges();
+            self.queued_messages.with_label_values(&labels).set(registry.waiting_messages(key) as i64);
+            self.queued_events.with_label_values(&labels).set(queued.queued_events as i64);
+            self.queued_blocks.with_label_values(&labels).set(queued.queued_blocks as i64);
+            self.broken.with_label_values(&labels).set(i64::from(model.index.is_broken()));
             self.count(&mut counted, model);
         }
         for status in ListenerStatus::ALL {
@@ -195,6 +236,7 @@ impl RegistryMetrics {
             (&self.batches, counters.batches()),
             (&self.lost, counters.lost()),
             (&self.restarts, counters.restarts()),
+            (&self.refills, counters.refills()),
         ] {
             family.inc_by(now.saturating_sub(family.get()));
         }

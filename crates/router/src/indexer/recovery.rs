@@ -6,13 +6,16 @@ use dynamo_engine_api::{KvCacheEventData, RouterEvent};
 use dynamo_kv_router::{EventStatus, WorkerRank};
 use dynamo_runtime::TaskScope;
 use http_body_util::BodyExt;
-use tokio::time::{Instant, timeout, timeout_at};
+use hyper::body::Incoming;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{
     api::WorkerEntry,
     config::RecoveryLimits,
     dump_reader::{DumpError, DumpItem, DumpReader},
     peer_client::{PeerError, PeerUrl, PeerUrlError, collect, get},
+    progress::Progress,
+    refill::{LOOK, Refill},
     registry::{ModelIndex, ModelKey, RegisterError, Registration, Registry},
     shared_index::{Brought, TierEvent},
 };
@@ -20,8 +23,9 @@ use super::{
 /// The list of a peer's engines at most: a hundred thousand of them.
 const MAX_WORKERS_BYTES: usize = 64 << 20;
 
-/// Before the dump is asked for: the subscriptions that were just made must have reached the engines, or what happens
-/// between the dump and the first message heard would be nowhere. Publishers do not say when they have a subscription.
+/// Before the dump is asked for: the subscriptions that were just made should have reached the engines, which do not say
+/// when they have one. What a slow one lets fall between the dump and the first message heard is found by its numbers,
+/// and asked for again; see [`Progress`](super::progress::Progress).
 const SUBSCRIBING: Duration = Duration::from_millis(500);
 
 /// What was taken over.
@@ -48,6 +52,8 @@ pub(super) enum RecoveryError {
     Workers(serde_json::Error),
     #[error("it was not done within {0:?}")]
     Slow(Duration),
+    #[error("it does not know the rank, or not how far it is")]
+    Unknown,
 }
 
 /// Asks one peer after the other until one has given all that it has, or the time is over. Returns what came from that
@@ -58,6 +64,7 @@ pub(super) async fn recover(
     limits: RecoveryLimits,
     scope: &TaskScope,
 ) -> Option<TakenOver> {
+    registry.set_refill(Refill::new(peers.to_vec(), limits, scope.clone()));
     let deadline = Instant::now() + limits.total;
     for url in peers {
         let began = Instant::now();
@@ -96,33 +103,103 @@ async fn take_over(
     let peer = PeerUrl::parse(url)?;
     let mut taken = TakenOver::default();
     // Engines first: their listeners gather what happens after the dump.
-    let body = get(&peer, "/workers", limits.answer, scope).await?;
-    let list = collect(body, MAX_WORKERS_BYTES, limits.answer).await?;
-    let entries: Vec<WorkerEntry> = serde_json::from_slice(&list).map_err(RecoveryError::Workers)?;
-    for entry in entries {
+    for entry in peer_workers(&peer, limits.answer, scope).await? {
         taken.engines += adopt(registry, entry);
     }
-    tokio::time::sleep(SUBSCRIBING).await;
-    let mut body = get(&peer, "/dump", limits.answer, scope).await?;
-    let mut reader = DumpReader::default();
+    sleep(SUBSCRIBING).await;
+    let lasts = caught_up(registry, &peer, limits, scope).await?;
     let refused_before = refused(registry);
     let mut applier = Applier { registry, model: None, brought: VecDeque::new(), taken: &mut taken };
-    let mut items = Vec::new();
-    loop {
-        let frame = timeout(limits.total, body.frame()).await;
-        let Some(frame) = frame.map_err(|_| RecoveryError::Slow(limits.total))? else { break };
-        let Ok(data) = frame.map_err(PeerError::Http)?.into_data() else { continue };
-        let fed = reader.feed(&data, &mut |item| items.push(item));
-        for item in items.drain(..) {
-            applier.take(item).await;
-        }
-        fed?;
-        tokio::task::consume_budget().await;
+    let mut dump = PeerDump::ask(&peer, limits, scope).await?;
+    while let Some(item) = dump.next().await? {
+        applier.take(item).await;
     }
-    reader.finish()?;
     registry.caught_up().await;
     taken.refused += refused(registry).saturating_sub(refused_before);
+    for (progress, last) in lasts {
+        progress.taken_over(last);
+    }
     Ok(taken)
+}
+
+/// The last batch of each rank that a peer has for certain, once those follow closely before what was heard here: the
+/// peer may hear an engine later than we do. Where that takes too long, the lanes will see the hole.
+async fn caught_up(
+    registry: &Registry,
+    peer: &PeerUrl,
+    limits: RecoveryLimits,
+    scope: &TaskScope,
+) -> Result<Vec<(Arc<Progress>, u64)>, RecoveryError> {
+    let deadline = Instant::now() + limits.answer;
+    loop {
+        let mut lasts = Vec::new();
+        for entry in peer_workers(peer, limits.answer, scope).await? {
+            for (key, rank, last) in entry.last_batches() {
+                let own =
+                    registry.model(&key).filter(|model| model.block_size.get() as u32 == entry.block_size);
+                lasts.extend(own.and_then(|model| model.progress(rank)).map(|progress| (progress, last)));
+            }
+        }
+        let is_behind =
+            |progress: &Progress, last: u64| progress.first_heard().is_some_and(|it| it > last + 1);
+        let behind = lasts.iter().any(|(progress, last)| is_behind(progress, *last));
+        if !behind || Instant::now() >= deadline {
+            return Ok(lasts);
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// A peer's engines.
+pub(super) async fn peer_workers(
+    peer: &PeerUrl,
+    limit: Duration,
+    scope: &TaskScope,
+) -> Result<Vec<WorkerEntry>, RecoveryError> {
+    let body = get(peer, "/workers", limit, scope).await?;
+    let list = collect(body, MAX_WORKERS_BYTES, limit).await?;
+    serde_json::from_slice(&list).map_err(RecoveryError::Workers)
+}
+
+/// A peer's dump, as it comes.
+pub(super) struct PeerDump {
+    body: Incoming,
+    /// `None` once the end was reached.
+    reader: Option<DumpReader>,
+    read: VecDeque<DumpItem>,
+    /// For each piece.
+    patience: Duration,
+}
+
+impl PeerDump {
+    /// Asks for it.
+    pub(super) async fn ask(
+        peer: &PeerUrl,
+        limits: RecoveryLimits,
+        scope: &TaskScope,
+    ) -> Result<Self, RecoveryError> {
+        let body = get(peer, "/dump", limits.answer, scope).await?;
+        Ok(Self { body, reader: Some(DumpReader::default()), read: VecDeque::new(), patience: limits.total })
+    }
+
+    /// What comes next; none at the end of a whole dump.
+    pub(super) async fn next(&mut self) -> Result<Option<DumpItem>, RecoveryError> {
+        loop {
+            if let Some(item) = self.read.pop_front() {
+                return Ok(Some(item));
+            }
+            let Some(reader) = &mut self.reader else { return Ok(None) };
+            let frame = timeout(self.patience, self.body.frame()).await;
+            match frame.map_err(|_| RecoveryError::Slow(self.patience))? {
+                Some(frame) => {
+                    let Ok(data) = frame.map_err(PeerError::Http)?.into_data() else { continue };
+                    reader.feed(&data, &mut |item| self.read.push_back(item))?;
+                }
+                None => self.reader.take().map_or(Ok(()), DumpReader::finish)?,
+            }
+            tokio::task::consume_budget().await;
+        }
+    }
 }
 
 /// Events that did not apply, over all indexes. While a recovery runs, nobody else brings any.

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     num::NonZeroUsize,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -17,7 +17,9 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use super::{
-    lanes::{LaneCounters, Lanes},
+    lanes::{LaneCounters, LaneShared, Lanes},
+    progress::Progress,
+    refill::Refill,
     shared_index::SharedKvIndex,
     source::{Deliveries, EndpointError, EventSource, ListenTo, ListenerStatus, StatusCell, check_endpoint},
 };
@@ -112,6 +114,7 @@ pub(super) struct Listening {
     pub(super) endpoint: String,
     pub(super) replay_endpoint: Option<String>,
     pub(super) generation: u64,
+    pub(super) progress: Arc<Progress>,
     status: StatusCell,
     scope: TaskScope,
 }
@@ -138,6 +141,8 @@ pub struct Registry {
     /// Whether what comes is applied; not while a recovery runs.
     open: watch::Sender<bool>,
     counters: LaneCounters,
+    /// Where lanes get what a rank lacks, once that is known.
+    refill: Arc<OnceLock<Refill>>,
 }
 
 impl Registry {
@@ -153,6 +158,7 @@ impl Registry {
             generations: AtomicU64::new(0),
             open: watch::Sender::new(false),
             counters: LaneCounters::default(),
+            refill: Arc::default(),
         }
     }
 
@@ -164,6 +170,12 @@ impl Registry {
     /// Whether deliveries are applied.
     pub fn is_open(&self) -> bool {
         *self.open.borrow()
+    }
+
+    /// Lets lanes ask peers for what a rank lacks. The first one counts.
+    pub(super) fn set_refill(&self, refill: Refill) {
+        // There is one recovery.
+        let _ = self.refill.set(refill);
     }
 
     pub(super) fn counters(&self) -> &LaneCounters {
@@ -198,7 +210,7 @@ impl Registry {
         }
         let generation = self.generations.fetch_add(1, Ordering::Relaxed);
         let scope = self.scope.child("listener");
-        let status = StatusCell::default();
+        let (status, progress) = (StatusCell::default(), Arc::new(Progress::new()));
         {
             let mut engines = model.engines.write();
             let ranks = engines.get(&rank.worker_id);
@@ -214,6 +226,7 @@ impl Registry {
                 endpoint: endpoint.clone(),
                 replay_endpoint: replay_endpoint.clone(),
                 generation,
+                progress: progress.clone(),
                 status: status.clone(),
                 scope: scope.clone(),
             };
@@ -222,11 +235,12 @@ impl Registry {
         if is_new {
             self.models.write().insert(key.clone(), model.clone());
         }
-        let lanes = all_lanes.entry(key).or_insert_with(|| {
+        let lanes = all_lanes.entry(key.clone()).or_insert_with(|| {
             let scope = self.scope.child("lanes");
-            Lanes::start(&model, self.threads.get(), self.open.subscribe(), &self.counters, scope)
+            let shared = LaneShared { model: model.clone(), key, refill: self.refill.clone() };
+            Lanes::start(shared, self.threads.get(), self.open.subscribe(), &self.counters, scope)
         });
-        let deliveries = Deliveries::new(rank, generation, lanes.of(rank));
+        let deliveries = Deliveries::new(rank, generation, lanes.of(rank), progress);
         let to = ListenTo { rank, endpoint, replay_endpoint, block_size: size };
         self.source.listen(to, deliveries, status, scope);
         Ok(())
@@ -290,6 +304,11 @@ impl Registry {
         }
     }
 
+    /// Messages of engines that wait for a lane of a model.
+    pub(super) fn waiting_messages(&self, key: &ModelKey) -> usize {
+        self.lanes.lock().get(key).map_or(0, Lanes::waiting)
+    }
+
     /// Whose index broke, if one did.
     pub(super) fn broken(&self) -> Option<ModelKey> {
         self.models.read().iter().find(|(_, model)| model.index.is_broken()).map(|(key, _)| key.clone())
@@ -312,6 +331,12 @@ impl ModelIndex {
     ) -> Result<Self, StartLanesError> {
         let index = SharedKvIndex::start(threads, scope)?;
         Ok(Self { block_size, index, engines: RwLock::default() })
+    }
+
+    /// How far a rank's batches have come, if it is listened to.
+    pub(super) fn progress(&self, rank: WorkerRank) -> Option<Arc<Progress>> {
+        let engines = self.engines.read();
+        Some(engines.get(&rank.worker_id)?.get(&rank.dp_rank)?.progress.clone())
     }
 
     /// All ranks that are listened to.

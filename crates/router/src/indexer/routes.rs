@@ -142,6 +142,7 @@ async fn workers(State(app): Shared) -> Response<Body> {
                 endpoint: listening.endpoint.clone(),
                 replay_endpoint: listening.replay_endpoint.clone(),
                 status: app.registry.status(listening).label().to_owned(),
+                last_batch: listening.progress.last(),
             };
             entries.push(WorkerEntry {
                 instance_id,

@@ -4,8 +4,8 @@ use std::{collections::VecDeque, num::NonZeroUsize, ops::Range, time::Duration};
 
 use dynamo_engine_api::{DpRank, KvCacheEventData, StorageTier};
 use dynamo_kv_router::{
-    AddWorkerError, DumpError, EventCounters, IndexCounts, IndexerKind, LaneConfig, LaneIndex, LaneReport,
-    MatchBuffer, RankDump, Slot, StartLanesError, TryApplyError, WorkerId, WorkerRank,
+    AddWorkerError, DumpError, EventCounters, IndexCounts, IndexerKind, LaneConfig, LaneGauges, LaneIndex,
+    LaneReport, MatchBuffer, RankDump, Slot, StartLanesError, TryApplyError, WorkerId, WorkerRank,
 };
 use dynamo_runtime::TaskScope;
 use dynamo_tokens::LocalBlockHash;
@@ -127,11 +127,11 @@ impl SharedKvIndex {
         let held =
             |slot: Slot, device, host, any| Some(HeldBlocks { rank: index.owner(slot)?, device, host, any });
         let on_device = buffer.matches().iter().filter_map(|found| {
-            let below = buffer.tiers(found.slot);
+            let below = buffer.tiers_of(found);
             held(found.slot, found.device_blocks, below.host_blocks, below.any_blocks)
         });
         // Those that have the prompt's first block below only.
-        let below = buffer.lower_tiers().iter().filter(|below| buffer.device_blocks(below.slot) == 0);
+        let below = buffer.lower_tiers().iter().filter(|below| below.device_blocks == 0);
         let below = below.filter_map(|below| held(below.slot, 0, below.host_blocks, below.any_blocks));
         on_device.chain(below).collect()
     }
@@ -146,6 +146,11 @@ impl SharedKvIndex {
         let index = self.lanes();
         let counts = index.counts();
         IndexCounts { bytes: counts.bytes + index.lower_counts().bytes, ..counts }
+    }
+
+    /// How its threads keep up.
+    pub fn gauges(&self) -> LaneGauges {
+        self.lanes().gauges()
     }
 
     /// Events by kind and status, as far as they were applied or refused.

@@ -11,6 +11,8 @@ use dynamo_runtime::TaskScope;
 use dynamo_tokens::BlockSize;
 use tokio::sync::mpsc;
 
+use super::progress::Progress;
+
 /// Whom to listen to.
 #[derive(Clone, Debug)]
 pub struct ListenTo {
@@ -46,6 +48,7 @@ pub(super) struct Delivered {
     pub(super) rank: WorkerRank,
     pub(super) generation: u64,
     pub(super) delivery: Delivery,
+    pub(super) progress: Arc<Progress>,
 }
 
 /// The way from a listener to its index. It is bounded: a listener waits for room, and the engine's socket keeps what
@@ -55,6 +58,7 @@ pub struct Deliveries {
     rank: WorkerRank,
     generation: u64,
     lane: mpsc::Sender<Delivered>,
+    progress: Arc<Progress>,
 }
 
 /// Nobody wants the deliveries any more.
@@ -63,12 +67,22 @@ pub struct Deliveries {
 pub struct Unregistered;
 
 impl Deliveries {
-    pub(super) fn new(rank: WorkerRank, generation: u64, lane: mpsc::Sender<Delivered>) -> Self {
-        Self { rank, generation, lane }
+    pub(super) fn new(
+        rank: WorkerRank,
+        generation: u64,
+        lane: mpsc::Sender<Delivered>,
+        progress: Arc<Progress>,
+    ) -> Self {
+        Self { rank, generation, lane, progress }
     }
 
     fn of(&self, delivery: Delivery) -> Delivered {
-        Delivered { rank: self.rank, generation: self.generation, delivery }
+        match &delivery {
+            Delivery::Batch { sequence, .. } => self.progress.heard(*sequence),
+            Delivery::Restarted => self.progress.heard_restart(),
+            Delivery::Lost(_) => {}
+        }
+        Delivered { rank: self.rank, generation: self.generation, delivery, progress: self.progress.clone() }
     }
 
     /// Hands one on, when there is room.

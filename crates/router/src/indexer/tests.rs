@@ -17,6 +17,7 @@ use super::{
     fake_source::FakeSource,
 };
 
+mod holes;
 mod tiers;
 
 struct Served {

@@ -196,3 +196,41 @@ fn a_slot_pays_for_lower_tiers_only_while_it_has_them() {
     writer.apply(slot, StorageTier::HostPinned, &KvCacheEventData::Cleared).unwrap();
     assert_eq!((index.counts().blocks, index.lower_counts().blocks), (50, 0));
 }
+
+#[test]
+fn each_of_many_slots_is_found_with_its_own_tiers() {
+    const SLOTS: usize = 61;
+    let (index, mut writer) = build(IndexerKind::Run);
+    let blocks: Vec<StoredBlock> = (1..=5).map(|number| block(number, number)).collect();
+    // In an order that is not that of their numbers, and of several generations.
+    for number in (0..SLOTS).map(|number| number * 37 % SLOTS) {
+        let slot = Slot::new(number as u32, number as u32 % 3);
+        let stored =
+            |len: usize| KvCacheEventData::Stored { parent_hash: None, blocks: blocks[..len].to_vec() };
+        if number % 4 > 0 {
+            writer.apply(slot, StorageTier::Device, &stored(number % 4)).unwrap();
+        }
+        if number % 3 == 0 {
+            writer.apply(slot, StorageTier::HostPinned, &stored(4)).unwrap();
+        }
+    }
+    let mut out = MatchBuffer::default();
+    let query: Vec<LocalBlockHash> = blocks.iter().map(|block| block.tokens_hash).collect();
+    index.find_matches(&query, &mut out);
+    let mut seen = 0;
+    for number in 0..SLOTS {
+        let slot = Slot::new(number as u32, number as u32 % 3);
+        let device_blocks = (number % 4) as u32;
+        let host_blocks = if number % 3 == 0 { 4 } else { device_blocks };
+        let expected = TierMatch { slot, device_blocks, host_blocks, any_blocks: host_blocks };
+        assert_eq!(out.tiers(slot), expected);
+        if let Some(found) = out.matches().iter().find(|found| found.slot == slot) {
+            assert_eq!(out.tiers_of(found), expected);
+            seen += 1;
+        }
+        assert_eq!(out.lower_tiers().contains(&expected), number % 3 == 0);
+    }
+    assert_eq!(seen, out.matches().len());
+    let another = Slot::new(0, 9);
+    assert_eq!(out.tiers(another).any_blocks, 0, "another owner of the index");
+}

@@ -1,0 +1,194 @@
+//! From what an engine reports to whom a router chooses, through discovery and both planes.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use dynamo_engine_api::{ExternalBlockHash, PreprocessedRequest, StoredBlock};
+use dynamo_kv_router::{KvRouterConfig, RankEvent};
+use dynamo_llm::{
+    CardOptions, EndpointRouter, EndpointRouterConfig, KV_EVENTS_TOPIC, KV_QUERY_ENDPOINT, ModelCard,
+    RouterConfig, RouterMode,
+};
+use dynamo_runtime::{
+    Announcement, DistributedRuntime, EndpointId, EventScope, Metrics, ModelRecord, Record, Runtime,
+    RuntimeConfig, ServedEndpoint, WorkerId,
+};
+use dynamo_tokens::{BlockSize, HashSeed, LocalBlockHash, TokenId, local_block_hashes};
+
+use super::*;
+
+/// Long enough for a busy machine; no test waits it out.
+const PATIENCE: Duration = Duration::from_secs(20);
+const FOUR: BlockSize = BlockSize::new(4).unwrap();
+/// Four blocks and a bit.
+const PROMPT: [TokenId; 17] = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2];
+
+fn generate() -> EndpointId {
+    EndpointId::new("ns", "backend", "generate")
+}
+
+/// A worker whose engine is the test.
+struct Worker {
+    runtime: DistributedRuntime,
+    publisher: Arc<KvPublisher>,
+    _registered: ([ServedEndpoint; 2], Announcement),
+}
+
+/// Members of one deployment in this process.
+struct Deployment(RuntimeConfig);
+
+impl Deployment {
+    fn new() -> Self {
+        Self(RuntimeConfig::process_local())
+    }
+
+    async fn member(&self, worker_id: Option<u64>) -> DistributedRuntime {
+        let mut config = self.0.clone();
+        config.metrics = Metrics::new();
+        config.worker_id = worker_id.map(WorkerId::from_bits);
+        config.worker_name = worker_id.map(|id| format!("pod-{id}"));
+        let runtime = Runtime::with_limits(tokio::runtime::Handle::current(), config.shutdown);
+        DistributedRuntime::new(runtime, config).await.unwrap()
+    }
+
+    /// A worker, or its next incarnation.
+    async fn worker(&self, worker_id: u64) -> Worker {
+        let runtime = self.member(Some(worker_id)).await;
+        let about = EventScope::component("ns", "backend");
+        let events = runtime.event_plane().publisher(about, KV_EVENTS_TOPIC).await.unwrap();
+        let load = LoadGauges::new(runtime.metrics()).unwrap();
+        let scope = runtime.scope().child("engine");
+        let publisher = KvPublisher::start(worker_id, 0..1, events, &load, &scope);
+        let queries = Arc::new(KvQueryHandler::new(publisher.clone(), scope));
+        let beside = EndpointId { endpoint: KV_QUERY_ENDPOINT.to_owned(), ..generate() };
+        let queries = runtime.serve_endpoint(beside, queries).await.unwrap();
+        // Nobody is sent a request.
+        let refuse = |_: IncomingRequest, _: Responder| {};
+        let served = runtime.serve_endpoint(generate(), Arc::new(refuse)).await.unwrap();
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/tiny-llama");
+        let options = CardOptions { kv_cache_block_size: 4, ..CardOptions::default() };
+        let card = serde_json::to_value(ModelCard::from_directory(&model, options).unwrap()).unwrap();
+        let incarnation = runtime.incarnation();
+        let record = ModelRecord { endpoint: generate(), incarnation, card, suffix: None };
+        let model = runtime.announce(Record::Model(record)).await.unwrap();
+        Worker { runtime, publisher, _registered: ([queries, served], model) }
+    }
+
+    async fn router(&self, kv: KvRouterConfig) -> Router {
+        let runtime = self.member(None).await;
+        let config = EndpointRouterConfig {
+            endpoint: generate(),
+            router: RouterConfig { kv, ..RouterConfig::of(RouterMode::Kv) },
+            block_size: None,
+            dump_patience: PATIENCE,
+        };
+        let router = EndpointRouter::start(&runtime, config, runtime.scope().child("router")).unwrap();
+        Router { router, _runtime: runtime }
+    }
+}
+
+struct Router {
+    router: EndpointRouter,
+    _runtime: DistributedRuntime,
+}
+
+impl Router {
+    async fn until(&self, what: &str, mut is_so: impl FnMut(&EndpointRouter) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so(&self.router) {
+            assert!(Instant::now() < deadline, "{what}: {:?}", self.router.dump());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    async fn until_settled(&self, workers: usize) {
+        self.until("settled", |router| router.is_settled() && router.loads().len() == workers).await;
+    }
+
+    /// Whom the prompt goes to, if it is the same one each time, and how much that one has on its device.
+    fn choice(&self) -> Option<(u64, u32)> {
+        let request = PreprocessedRequest { token_ids: PROMPT.to_vec(), ..PreprocessedRequest::default() };
+        let choose = || self.router.best_worker(&request).map(|(rank, held)| (rank.worker_id, held)).ok();
+        let first = choose()?;
+        (0..20).all(|_| choose() == Some(first)).then_some(first)
+    }
+
+    fn held(&self, worker_id: u64) -> Vec<RankEvent> {
+        let dumps = self.router.dump();
+        let own = dumps.into_iter().filter(|(rank, _)| rank.worker_id == worker_id);
+        own.flat_map(|(_, events)| events).collect()
+    }
+}
+
+/// The prompt's blocks from `from` on, as an engine stores them on a tier; its names are its own.
+fn stored(tier: StorageTier, blocks: std::ops::Range<usize>) -> EngineEvent {
+    let mut locals: Vec<LocalBlockHash> = Vec::new();
+    local_block_hashes(&PROMPT, FOUR, HashSeed::PLAIN, &mut locals);
+    let name = |place: usize| ExternalBlockHash(100 + place as u64);
+    let block = |place: usize| StoredBlock { block_hash: name(place), tokens_hash: locals[place] };
+    let parent_hash = blocks.start.checked_sub(1).map(name);
+    EngineEvent { tier, data: KvCacheEventData::Stored { parent_hash, blocks: blocks.map(block).collect() } }
+}
+
+#[tokio::test]
+async fn blocks_on_the_host_count_for_a_router_that_saw_them_come_and_for_one_that_asks() {
+    let deployment = Deployment::new();
+    let (seven, eight) = (deployment.worker(7).await, deployment.worker(8).await);
+    let early = deployment.router(KvRouterConfig::DEFAULT).await;
+    early.until_settled(2).await;
+    // One block on the device of 8, and all four in the memory of 7's host.
+    eight.publisher.report(0, [stored(StorageTier::Device, 0..1)]);
+    seven.publisher.report(0, [stored(StorageTier::HostPinned, 0..3), stored(StorageTier::Disk, 3..4)]);
+    early.until("it saw them", |_| early.choice() == Some((7, 0))).await;
+    let late = deployment.router(KvRouterConfig::DEFAULT).await;
+    late.until_settled(2).await;
+    late.until("it was told", |_| late.choice() == Some((7, 0))).await;
+    let tiers = |router: &Router| {
+        router.held(7).iter().map(|event| event.storage_tier).collect::<std::collections::BTreeSet<_>>()
+    };
+    let lower = [StorageTier::HostPinned, StorageTier::Disk].into();
+    assert_eq!((tiers(&early), tiers(&late)), (lower, [StorageTier::HostPinned, StorageTier::Disk].into()));
+    // To one that does not care, the device's block is all there is.
+    let weights =
+        KvRouterConfig { host_cache_hit_weight: 0.0, disk_cache_hit_weight: 0.0, ..KvRouterConfig::DEFAULT };
+    let careless = deployment.router(weights).await;
+    careless.until_settled(2).await;
+    careless.until("it looks at devices", |_| careless.choice() == Some((8, 1))).await;
+    // What was offloaded comes back.
+    seven.publisher.report(0, [stored(StorageTier::Device, 0..4)]);
+    for router in [&early, &late, &careless] {
+        router.until("it is on the device again", |_| router.choice() == Some((7, 4))).await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_is_back_with_a_higher_epoch_starts_empty() {
+    let deployment = Deployment::new();
+    let first = deployment.worker(7).await;
+    let router = deployment.router(KvRouterConfig::DEFAULT).await;
+    router.until_settled(1).await;
+    for block in 0..4 {
+        first.publisher.report(0, [stored(StorageTier::Device, block..block + 1)]);
+    }
+    first.publisher.report(0, [stored(StorageTier::HostPinned, 0..2)]);
+    router.until("it has the prompt", |_| router.choice() == Some((7, 4)) && router.held(7).len() > 1).await;
+    let second = deployment.worker(7).await;
+    assert!(second.runtime.incarnation() > first.runtime.incarnation());
+    router.until("nothing is left, on any tier", |_| router.held(7).is_empty()).await;
+    router.until_settled(1).await;
+    assert_eq!(router.choice(), Some((7, 0)));
+    // Its events begin with 1 again, and are not taken for old ones.
+    second.publisher.report(0, [stored(StorageTier::Device, 0..2)]);
+    router.until("it has what the second one has", |_| router.choice() == Some((7, 2))).await;
+    // The first one is still there and speaks: nobody listens. What the second says after it comes after it.
+    first.publisher.report(0, [stored(StorageTier::Device, 0..4)]);
+    first.publisher.publish(&first.publisher.ranks[&0], &mut first.publisher.ranks[&0].published.lock());
+    second.publisher.report(0, [stored(StorageTier::Device, 2..3)]);
+    router.until("it has one block more", |_| router.choice() == Some((7, 3))).await;
+    // A router that comes now asks the second one.
+    let late = deployment.router(KvRouterConfig::DEFAULT).await;
+    late.until_settled(1).await;
+    late.until("it was told", |_| late.choice() == Some((7, 3))).await;
+}
