@@ -67,6 +67,8 @@ pub struct EndpointStatus {
     pub mismatched_workers: usize,
     /// The index.
     pub index: IndexCounts,
+    /// What is remembered of prompts that were sent, where that counts.
+    pub sent: IndexCounts,
 }
 
 /// Routes requests to the workers of one endpoint. Clones are the same one.
@@ -139,6 +141,7 @@ impl EndpointRouter {
             late_dumps: warmup.late_dumps(),
             mismatched_workers,
             index: routed.router.index().counts(),
+            sent: routed.router.sent_counts(),
         }
     }
 
