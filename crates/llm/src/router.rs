@@ -17,8 +17,8 @@ use std::{
 pub(crate) use booking::Booking;
 use dynamo_kv_router::{
     AffinityMode, BusyThresholds, Candidate, ConfigError, KvScheduler, LaneConfig, LaneIndex, LaneReport,
-    MatchBuffer, QueueDepth, ScheduleError, ScheduleRequest, SelectError, SelectRequest, Selection, SentPrompts,
-    SessionTable, SlotLoad, StartLanesError, WorkerRank,
+    MatchBuffer, QueueDepth, ScheduleError, ScheduleRequest, SelectError, SelectRequest, Selection,
+    SentPrompts, SessionTable, SlotLoad, StartLanesError, WorkerRank,
 };
 use dynamo_tokens::{BlockSize, LocalBlockHash, SequenceHash, local_block_hashes, sequence_hashes};
 use line::{Line, Turn, Wanted};

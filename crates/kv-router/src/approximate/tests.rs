@@ -166,6 +166,21 @@ fn repeated_prompts_cost_no_memory_and_expired_ones_give_it_back() {
 }
 
 #[test]
+fn an_entry_costs_some_tens_of_bytes() {
+    let mut index = ApproximateIndex::new(config(CachePolicy::Ttl, 1 << 20));
+    let now = Instant::now();
+    // Half of a prompt is the one before it.
+    for number in 0..2000u64 {
+        let prompt: Vec<u64> =
+            (0..100).map(|block| if block < 50 { number / 2 } else { number } * 1000 + block).collect();
+        route(&mut index, slot(number as u32 % 8), &prompt, now);
+    }
+    let counts = index.counts();
+    let each = counts.bytes as f64 / counts.blocks as f64;
+    assert!((30.0..80.0).contains(&each), "{each} bytes for each of {} entries", counts.blocks);
+}
+
+#[test]
 fn the_larger_of_two_answers_counts() {
     let mut predicted = ApproximateIndex::new(ApproximateConfig::REFERENCE);
     let now = Instant::now();

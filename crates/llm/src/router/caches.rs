@@ -85,3 +85,6 @@ impl Router {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
