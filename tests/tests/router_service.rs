@@ -42,6 +42,33 @@ fn router_holds(router: &RouterProcess) -> BTreeMap<u64, BTreeSet<HeldBlock>> {
 }
 
 #[test]
+fn a_router_without_events_waits_for_its_workers_and_knows_what_it_sent() {
+    let mut stack = Stack::new();
+    let _first = stack.worker(&WorkerOptions { workers: 2, ..WorkerOptions::default() });
+    let flags = ["--no-router-kv-events", "--router-min-initial-workers", "3"];
+    let router =
+        stack.router(&[&["router", "--endpoint", "dyn://dynamo.backend.generate"], &flags[..]].concat());
+    let client = PlaneClient::join(&stack);
+    eventually("it could route to the first two", Duration::from_secs(10), || {
+        (router.process.log().matches("worker is routed to").count() == 2).then_some(())
+    });
+    assert!(!router.is_ready(), "two are not enough");
+    let _second = stack.worker(&WorkerOptions::default());
+    router.wait_until_ready();
+    let request = prompt(2, 320);
+    let _ = client.generate(GENERATE, None, &request).unwrap();
+    // Nothing has to arrive for it to know.
+    let best = client
+        .ask_json("dyn://dynamo.router.best_worker_id", &json!({"token_ids": request.token_ids}))
+        .unwrap();
+    assert_eq!(best["overlap_blocks"], 20);
+    let metrics = router.metrics();
+    let of = |family: &str| metrics.sum(&format!("dynamo_component_router_{family}"), &[]);
+    assert_eq!((of("sent_blocks"), of("index_blocks")), (20.0, 0.0));
+    assert!(of("sent_bytes") > 0.0);
+}
+
+#[test]
 fn a_router_chooses_who_has_the_prompt_and_keeps_books() {
     let mut stack = Stack::new();
     let _workers = stack.worker(&WorkerOptions { workers: 3, ..WorkerOptions::default() });

@@ -1,8 +1,10 @@
 //! The KV mode: repeats of a prompt go to the worker that has it.
 
-use dynamo_tests::{Stack, WorkerOptions, eventually, post};
+use std::{collections::BTreeSet, time::Duration};
+
+use dynamo_tests::{Frontend, Stack, WorkerOptions, eventually, get, post};
+use rustix::process::Signal;
 use serde_json::json;
-use std::time::Duration;
 
 #[test]
 fn repeats_of_a_prompt_go_to_one_worker_with_cached_tokens() {
@@ -12,6 +14,125 @@ fn repeats_of_a_prompt_go_to_one_worker_with_cached_tokens() {
 #[test]
 fn so_they_do_when_engines_publish_on_sockets_of_their_own() {
     repeats(&["--zmq-kv-events-ports", "0,0,0,0"]);
+}
+
+#[test]
+fn workers_without_events_get_repeats_of_what_they_were_sent_for_a_while() {
+    let mut stack = Stack::new();
+    let patient = stack.frontend(&["--router-mode", "kv", "--no-router-kv-events"]);
+    stack.set("DYN_ROUTER_USE_KV_EVENTS", "false");
+    let forgetful = stack.frontend(&["--router-mode", "kv", "--router-ttl-secs", "0.5"]);
+    // An engine that caches nothing has no events: what the routers know is what they sent.
+    let more = vec!["--no-enable-prefix-caching".to_owned()];
+    let _workers = stack.worker(&WorkerOptions { workers: 4, more, ..WorkerOptions::default() });
+    let known = |frontend: &Frontend| frontend.metrics().sum("dynamo_kvrouter_sent_blocks", &[]);
+    let hits = |frontend: &Frontend| frontend.metrics().sum("dynamo_component_router_kv_hit_rate_sum", &[]);
+    patient.wait_for_workers(4);
+    let mut chosen = BTreeSet::new();
+    for prompt in 0..6 {
+        let content = format!("{prompt} is the number. ") + &"the same words again and again ".repeat(40);
+        let (worker, prompt_tokens, _) = ask(&patient, &content);
+        let before = hits(&patient);
+        for _ in 0..5 {
+            let (again, _, cached) = ask(&patient, &content);
+            assert_eq!((again, cached), (worker, 0));
+        }
+        let least = 5.0 * (prompt_tokens - 16) as f64 / prompt_tokens as f64;
+        assert!(hits(&patient) - before >= least, "{} of 5 prompts", hits(&patient) - before);
+        chosen.insert(worker);
+    }
+    assert!(chosen.len() > 1, "other prompts go to others: {chosen:?}");
+    assert!(known(&patient) > 6.0);
+    assert!(patient.metrics().sum("dynamo_kvrouter_sent_bytes", &[]) > 0.0);
+    forgetful.wait_for_workers(4);
+    let content = "once and once more, much later ".repeat(40);
+    for _ in 0..2 {
+        ask(&forgetful, &content);
+        eventually("it forgets what it sent", Duration::from_secs(10), || {
+            (known(&forgetful) == 0.0).then_some(())
+        });
+        assert_eq!(hits(&forgetful), 0.0);
+    }
+    for frontend in [&patient, &forgetful] {
+        assert_eq!(frontend.metrics().sum("dynamo_kvrouter_kv_cache_events_applied", &[]), 0.0);
+    }
+}
+
+#[test]
+fn a_worker_that_leaves_takes_what_it_was_sent_with_it() {
+    let mut stack = Stack::new();
+    let flags = ["--no-router-kv-events", "--router-approximate-cache-policy", "lru"];
+    let frontend = stack.frontend(&[&["--router-mode", "kv"], &flags[..]].concat());
+    let first = stack.worker(&WorkerOptions::default());
+    frontend.wait_for_workers(1);
+    let content = "the same words again and again ".repeat(40);
+    let (worker, _, _) = ask(&frontend, &content);
+    let _second = stack.worker(&WorkerOptions::default());
+    frontend.wait_for_workers(2);
+    let (again, prompt_tokens, cached) = ask(&frontend, &content);
+    assert_eq!(again, worker);
+    assert!(cached + 16 >= prompt_tokens - prompt_tokens % 16, "{cached} of {prompt_tokens}");
+    first.process.signal(Signal::TERM);
+    eventually("what was sent is forgotten", Duration::from_secs(30), || {
+        (frontend.metrics().sum("dynamo_kvrouter_sent_blocks", &[]) == 0.0).then_some(())
+    });
+    assert_ne!(ask(&frontend, &content).0, worker);
+}
+
+#[test]
+fn a_repeat_counts_before_its_events_come() {
+    let mut stack = Stack::new();
+    let frontend = stack.frontend(&["--router-mode", "kv", "--router-predicted-ttl-secs", "60"]);
+    let _workers = stack.worker(&WorkerOptions { workers: 4, ..WorkerOptions::default() });
+    frontend.wait_for_workers(4);
+    let content = "the same words again and again ".repeat(40);
+    let (worker, prompt_tokens, _) = ask(&frontend, &content);
+    // The events may be on their way still: nobody waits for them.
+    assert_eq!(ask(&frontend, &content).0, worker);
+    let hits = frontend.metrics().sum("dynamo_component_router_kv_hit_rate_sum", &[]);
+    assert!(hits >= (prompt_tokens - 16) as f64 / prompt_tokens as f64, "{hits}");
+    eventually("the events come all the same", Duration::from_secs(10), || {
+        let metrics = frontend.metrics();
+        let of = |family| metrics.sum(family, &[]);
+        (of("dynamo_kvrouter_index_blocks") >= of("dynamo_kvrouter_sent_blocks")).then_some(())
+    });
+}
+
+#[test]
+fn a_model_is_there_when_enough_workers_are() {
+    let mut stack = Stack::new();
+    let frontend = stack.frontend(&["--router-min-initial-workers", "2"]);
+    let _first = stack.worker(&WorkerOptions::default());
+    let body = json!({"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4});
+    let status = || post(&frontend.address, "/v1/chat/completions", &body).expect("an answer").status;
+    eventually("the frontend could route to the first", Duration::from_secs(30), || {
+        frontend.process.log().contains("worker is routed to").then_some(())
+    });
+    assert_eq!(status(), 503);
+    let models =
+        || get(&frontend.address, "/v1/models").expect("an answer").json()["data"].as_array().map(Vec::len);
+    assert_eq!(models(), Some(0));
+    let _second = stack.worker(&WorkerOptions::default());
+    frontend.wait_for_workers(2);
+    assert_eq!(status(), 200);
+}
+
+/// The worker that served a prompt, the prompt's tokens, and those that the worker had cached.
+fn ask(frontend: &Frontend, content: &str) -> (u64, u64, u64) {
+    let body = json!({
+        "model": "tiny",
+        "max_tokens": 8,
+        "messages": [{"role": "user", "content": content}],
+        "nvext": {"extra_fields": ["worker_id"]},
+    });
+    let answer = post(&frontend.address, "/v1/chat/completions", &body).expect("an answer").json();
+    let usage = &answer["usage"];
+    let number = |value: &serde_json::Value| value.as_u64().unwrap_or_else(|| panic!("{answer}"));
+    (
+        number(&answer["nvext"]["worker_id"]["decode_worker_id"]),
+        number(&usage["prompt_tokens"]),
+        number(&usage["prompt_tokens_details"]["cached_tokens"]),
+    )
 }
 
 /// Asks six prompts six times each.
@@ -25,22 +146,7 @@ fn repeats(more: &[&str]) {
     frontend.wait_for_workers(4);
     for prompt in 0..6 {
         let content = format!("prompt number {prompt}: ") + &"the same words again and again ".repeat(40);
-        let ask = || {
-            let body = json!({
-                "model": "tiny",
-                "max_tokens": 8,
-                "messages": [{"role": "user", "content": content}],
-                "nvext": {"extra_fields": ["worker_id"]},
-            });
-            let answer = post(&frontend.address, "/v1/chat/completions", &body).expect("an answer").json();
-            let usage = &answer["usage"];
-            let number = |value: &serde_json::Value| value.as_u64().unwrap_or_else(|| panic!("{answer}"));
-            (
-                number(&answer["nvext"]["worker_id"]["decode_worker_id"]),
-                number(&usage["prompt_tokens"]),
-                number(&usage["prompt_tokens_details"]["cached_tokens"]),
-            )
-        };
+        let ask = || ask(&frontend, &content);
         let blocks = || frontend.metrics().sum("dynamo_kvrouter_index_blocks", &[]);
         let before = blocks();
         let (worker, prompt_tokens, cached) = ask();

@@ -1,7 +1,10 @@
 //! How requests are routed: flags and variables.
 
+mod caches;
+
 use std::{num::NonZeroUsize, time::Duration};
 
+use caches::CacheArgs;
 use dynamo_kv_router::{
     AffinityConfig, AffinityMode, BusyThresholds, IndexerKind, KvRouterConfig, LaneConfig, QueueConfig,
     QueuePolicy,
@@ -52,6 +55,9 @@ const INDEXER: Key =
     Key::new("router-indexer").env(&["DYN_ROUTER_INDEXER"]).expects("run, radix, concurrent or positional");
 const EVENT_THREADS: Key =
     Key::new("router-event-threads").env(&["DYN_ROUTER_EVENT_THREADS"]).expects("a number of 1 or more");
+const MIN_WORKERS: Key = Key::new("router-min-initial-workers")
+    .env(&["DYN_ROUTER_MIN_INITIAL_WORKERS"])
+    .expects("a whole number of 0 or more");
 const REPLICA_SYNC: Key = Key::new("router-replica-sync").env(&["DYN_ROUTER_REPLICA_SYNC"]).expects(SWITCH);
 const SESSION_TTL: Key = Key::new("router-session-affinity-ttl-secs")
     .env(&["DYN_ROUTER_SESSION_AFFINITY_TTL_SECS"])
@@ -131,6 +137,11 @@ pub(crate) struct RouterArgs {
     /// [env: DYN_ROUTER_EVENT_THREADS] [default: 4]
     #[arg(long, value_name = "N")]
     router_event_threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    caches: CacheArgs,
+    /// Serve a model when so many of its workers have been there at once [env: DYN_ROUTER_MIN_INITIAL_WORKERS] [default: 0]
+    #[arg(long, value_name = "N")]
+    router_min_initial_workers: Option<usize>,
     /// Tell other routers what is sent to the workers, and count what they send [env: DYN_ROUTER_REPLICA_SYNC]
     #[arg(long)]
     router_replica_sync: bool,
@@ -213,6 +224,7 @@ impl RouterArgs {
             )?,
             max_imbalance: Some(layers.value(&MAX_IMBALANCE, self.router_max_imbalance, 2.0)?)
                 .filter(|&factor| factor != 0.0),
+            caches: self.caches.resolve(layers)?,
             busy: self.busy(layers)?,
             queue: self.queue(layers)?,
             active_request_expiry: request_expiry(layers, base.active_request_expiry),
@@ -227,7 +239,8 @@ impl RouterArgs {
         // One thread stands for the plain radix tree, as it did before there was a choice.
         let indexer = if event_threads == NonZeroUsize::MIN { IndexerKind::Radix } else { IndexerKind::Run };
         let indexer = layers.value(&INDEXER, self.router_indexer, indexer)?;
-        Ok(RouterConfig { mode, kv, affinity, replica_sync, indexer, event_threads })
+        let min_initial_workers = layers.value(&MIN_WORKERS, self.router_min_initial_workers, 0)?;
+        Ok(RouterConfig { mode, kv, affinity, replica_sync, indexer, event_threads, min_initial_workers })
     }
 
     fn busy(&self, layers: &mut Layers<'_>) -> Result<BusyThresholds, ConfigError> {

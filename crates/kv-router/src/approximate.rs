@@ -1,82 +1,35 @@
 //! What workers may be expected to hold, of engines that do not say: the prompts that were sent to them.
 
+mod config;
+mod sent_prompts;
+
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, VecDeque},
-    fmt,
-    str::FromStr,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
+pub use config::{ApproximateConfig, CachePolicy, CacheSource};
 use dynamo_engine_api::{ExternalBlockHash, KvCacheEventData, StoredBlock};
 use dynamo_tokens::{LocalBlockHash, SequenceHash};
 use hashbrown::HashTable;
+pub use sent_prompts::SentPrompts;
 
 use crate::{ApplyError, IndexCounts, MatchBuffer, PrefixIndex, RadixTree, Slot};
 
-/// When an entry goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CachePolicy {
-    /// `ttl`: some time after the last prompt that had it.
-    Ttl,
-    /// `lru`: when its rank is full, the one that no prompt had for the longest time.
-    Lru,
-}
-
-impl FromStr for CachePolicy {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "ttl" => Ok(Self::Ttl),
-            "lru" => Ok(Self::Lru),
-            _ => Err("use ttl or lru".to_owned()),
-        }
-    }
-}
-
-impl fmt::Display for CachePolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ttl => "ttl",
-            Self::Lru => "lru",
-        })
-    }
-}
-
-/// How long and how much an [`ApproximateIndex`] remembers.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ApproximateConfig {
-    /// When an entry goes.
-    pub policy: CachePolicy,
-    /// How long an entry stays under [`CachePolicy::Ttl`].
-    pub ttl: Duration,
-    /// Entries in all. When there are more, the oldest go until [`Self::prune_target_ratio`] of them are left.
-    pub max_blocks: usize,
-    /// Above 0 and at most 1.
-    pub prune_target_ratio: f64,
-}
-
-impl ApproximateConfig {
-    /// The reference's defaults.
-    pub const REFERENCE: Self = Self {
-        policy: CachePolicy::Ttl,
-        ttl: Duration::from_secs(120),
-        max_blocks: 1 << 20,
-        prune_target_ratio: 0.8,
-    };
-}
-
 /// The blocks of the prompts that each slot was sent, as far as it may still hold them.
 ///
-/// A prompt costs some tens of nanoseconds a block, and what goes later as much once more. A block goes before those
-/// that lead to it, so that runs only become shorter. Memory follows the number of entries.
+/// Blocks are known by their sequence hashes alone: those tell of all that is before them, and routers tell each other
+/// no more. A prompt costs some tens of nanoseconds a block, and what goes later as much once more. A block goes before
+/// those that lead to it, so that runs only become shorter. Memory follows the number of entries.
 pub struct ApproximateIndex {
     config: ApproximateConfig,
     tree: RadixTree,
     /// By slot index.
     slots: Vec<Option<Prompts>>,
     blocks: usize,
+    /// There were more entries than may be, and there are still more than are to be left.
+    is_pruning: bool,
 }
 
 /// The block of this name was last in the prompt of this turn.
@@ -116,6 +69,9 @@ fn hash(name: [u32; 2]) -> u64 {
 
 /// Names in visits beside as many as there are entries before those that do not count are dropped.
 const SLACK: usize = 1024;
+/// Entries that go with one prompt when there are too many, beside twice as many as the prompt brought: nobody waits for
+/// all of them at once.
+const PRUNE_STEP: usize = 4096;
 
 impl Prompts {
     fn new(slot: Slot, capacity: Option<u32>) -> Self {
@@ -188,7 +144,7 @@ fn is_last(entries: &HashTable<Entry>, name: u64, turn: u32) -> bool {
 impl ApproximateIndex {
     /// An empty index.
     pub fn new(config: ApproximateConfig) -> Self {
-        Self { config, tree: RadixTree::new(), slots: Vec::new(), blocks: 0 }
+        Self { config, tree: RadixTree::new(), slots: Vec::new(), blocks: 0, is_pruning: false }
     }
 
     /// Takes on a slot, or another capacity of it: the blocks that it can hold. Under [`CachePolicy::Lru`] what is
@@ -198,44 +154,46 @@ impl ApproximateIndex {
         self.evict(slot.index());
     }
 
-    /// A prompt went to a slot: its whole blocks, first to last, and their names. What the slot had of it counts as
-    /// new again.
-    pub fn routed(
-        &mut self,
-        slot: Slot,
-        local: &[LocalBlockHash],
-        names: &[SequenceHash],
-        now: Instant,
-    ) -> Result<(), ApplyError> {
-        if local.is_empty() {
+    /// A prompt went to a slot: the sequence hashes of its whole blocks, first to last. What the slot had of it counts
+    /// as new again. There may be as many entries too many as the prompt has, for a moment.
+    pub fn routed(&mut self, slot: Slot, names: &[SequenceHash], now: Instant) -> Result<(), ApplyError> {
+        if names.is_empty() {
             return Ok(());
         }
         self.prompts(slot);
-        let block = |(&name, &tokens_hash): (&SequenceHash, &LocalBlockHash)| StoredBlock {
+        let block = |name: &SequenceHash| StoredBlock {
             block_hash: ExternalBlockHash(name.0),
-            tokens_hash,
+            tokens_hash: LocalBlockHash(name.0),
         };
-        let blocks = names.iter().zip(local).map(block).collect();
+        let blocks = names.iter().map(block).collect();
         self.tree.apply(slot, &KvCacheEventData::Stored { parent_hash: None, blocks })?;
         let prompts = self.prompts(slot);
         let before = prompts.entries.len();
-        prompts.visit(&names[..names.len().min(local.len())], now);
+        prompts.visit(names, now);
         self.blocks += prompts.entries.len() - before;
         self.evict(slot.index());
-        if self.blocks > self.config.max_blocks {
-            self.prune();
+        self.is_pruning |= self.blocks > self.config.max_blocks;
+        if self.is_pruning {
+            self.prune(2 * names.len() + PRUNE_STEP);
         }
         Ok(())
     }
 
-    /// Drops what is too old. Call it every 100 ms or so, or when [`Self::next_expiry`] has come.
-    pub fn expire(&mut self, now: Instant) {
+    /// Drops up to `most` blocks that are too old; returns whether there may be more of them. Call it every 100 ms or so,
+    /// or when [`Self::next_expiry`] has come.
+    pub fn expire(&mut self, now: Instant, most: usize) -> bool {
+        let mut left = most;
         if self.config.policy == CachePolicy::Ttl {
             let ttl = self.config.ttl;
             for index in 0..self.slots.len() {
-                self.take_while(index, usize::MAX, |visit| now.saturating_duration_since(visit.at) >= ttl);
+                let is_old = |visit: &Visit| now.saturating_duration_since(visit.at) >= ttl;
+                left -= self.take_while(index, left, is_old);
+                if left == 0 {
+                    return true;
+                }
             }
         }
+        false
     }
 
     /// When the next entry may become too old.
@@ -253,9 +211,16 @@ impl ApproximateIndex {
         }
     }
 
-    /// Replaces `out` by who may hold how much of a prompt.
-    pub fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer) {
-        self.tree.find_matches(local, out);
+    /// Replaces `out` by who may hold how much of a prompt of these sequence hashes. `path` is scratch space.
+    pub fn find_matches(
+        &self,
+        names: &[SequenceHash],
+        path: &mut Vec<LocalBlockHash>,
+        out: &mut MatchBuffer,
+    ) {
+        path.clear();
+        path.extend(names.iter().map(|name| LocalBlockHash(name.0)));
+        self.tree.find_matches(path, out);
     }
 
     /// Entries of a slot.
@@ -293,35 +258,39 @@ impl ApproximateIndex {
         }
     }
 
-    /// Brings all down to the target, the oldest prompts first.
+    /// Brings all down towards the target by up to `most` blocks, those of the oldest prompts first.
     #[cold]
-    fn prune(&mut self) {
+    fn prune(&mut self, most: usize) {
+        let mut left = most;
         let target = (self.config.max_blocks as f64 * self.config.prune_target_ratio) as usize;
         let oldest = |prompts: &Prompts| prompts.visits.front().map(|visit| visit.at);
         let slots = self.slots.iter().enumerate();
         let mut queue: BinaryHeap<_> =
             slots.filter_map(|(index, prompts)| Some(Reverse((oldest(prompts.as_ref()?)?, index)))).collect();
         while self.blocks > target
+            && left > 0
             && let Some(Reverse((at, index))) = queue.pop()
         {
-            self.take_while(index, self.blocks - target, |visit| visit.at <= at);
+            left -= self.take_while(index, left.min(self.blocks - target), |visit| visit.at <= at);
             let next = self.slots[index].as_ref().and_then(oldest);
             queue.extend(next.map(|at| Reverse((at, index))));
         }
+        self.is_pruning = self.blocks > target;
     }
 
-    /// Takes up to `most` blocks from a slot, the oldest first.
-    fn take_while(&mut self, index: usize, most: usize, may: impl Fn(&Visit) -> bool) {
-        let Some(prompts) = &mut self.slots[index] else { return };
+    /// Takes up to `most` blocks from a slot, the oldest first; returns how many.
+    fn take_while(&mut self, index: usize, most: usize, may: impl Fn(&Visit) -> bool) -> usize {
+        let Some(prompts) = &mut self.slots[index] else { return 0 };
         let block_hashes: Vec<_> = std::iter::from_fn(|| prompts.take(&may)).take(most).collect();
-        if block_hashes.is_empty() {
-            return;
+        let taken = block_hashes.len();
+        if taken > 0 {
+            self.blocks -= taken;
+            prompts.shrink_if_sparse();
+            let slot = prompts.slot;
+            // It has them: each entry is a block of the tree.
+            let _ = self.tree.apply(slot, &KvCacheEventData::Removed { block_hashes });
         }
-        self.blocks -= block_hashes.len();
-        prompts.shrink_if_sparse();
-        let slot = prompts.slot;
-        // It has them: each entry is a block of the tree.
-        let _ = self.tree.apply(slot, &KvCacheEventData::Removed { block_hashes });
+        taken
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{BusyThresholds, QueueConfig};
+use crate::{BusyThresholds, CacheSource, QueueConfig};
 
 /// The settings of KV routing, named as their flags are (without `--router-`).
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +33,8 @@ pub struct KvRouterConfig {
     /// How much busier than the others a rank may become for the sake of its cache, at least 1; absent: without bound.
     /// See [`crate::Balance`].
     pub max_imbalance: Option<f64>,
+    /// How what workers have cached is known.
+    pub caches: CacheSource,
     /// When ranks take no more requests.
     pub busy: BusyThresholds,
     /// Whether and how requests wait for a worker.
@@ -58,6 +60,7 @@ impl KvRouterConfig {
         assume_kv_reuse: true,
         track_prefill_tokens: true,
         max_imbalance: Some(2.0),
+        caches: CacheSource::Events,
         busy: BusyThresholds::NONE,
         queue: QueueConfig::OFF,
         active_request_expiry: Duration::from_secs(300),
@@ -99,6 +102,7 @@ impl KvRouterConfig {
             at_least(name, value, 0.0)?;
         }
         at_least("max_imbalance", self.max_imbalance.unwrap_or(1.0), 1.0)?;
+        self.caches.validate()?;
         self.busy.validate()?;
         if self.track_output_blocks && !self.track_active_blocks {
             return Err(ConfigError::OutputBlocksWithoutActiveBlocks);
@@ -165,6 +169,25 @@ pub enum ConfigError {
     /// Nobody would ever know that prefill workers are busy.
     #[error("a conditional disaggregation by prefill load needs a busy or queue threshold")]
     DisaggWithoutLoad,
+    /// What was sent would be forgotten at once.
+    #[error("router-ttl-secs and router-predicted-ttl-secs must be longer than 0 s")]
+    NoTtl,
+    /// There would be room for nothing.
+    #[error("router-max-tree-size must be 1 or more")]
+    NoTree,
+    /// A share of the entries that none are, or more than all.
+    #[error("router-prune-target-ratio must be above 0 and at most 1, not {0}")]
+    PruneTarget(f64),
+    /// Workers that send events say themselves what they evict.
+    #[error(
+        "router-approximate-cache-policy lru is for workers without KV events: give --no-router-kv-events, or use ttl"
+    )]
+    LruWithEvents,
+    /// Without events all that is known is predicted.
+    #[error(
+        "router-predicted-ttl-secs needs KV events: leave out --no-router-kv-events, or give --router-ttl-secs instead"
+    )]
+    PredictedWithoutEvents,
     /// Requests would not count at all.
     #[error("active_request_expiry must be longer than 0 s")]
     NoExpiry,

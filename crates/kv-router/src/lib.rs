@@ -2,7 +2,7 @@
 //!
 //! A [`KvIndex`] is fed with the workers' events and answers which rank of which worker holds how many leading blocks
 //! of a prompt; a [`LaneIndex`] is the same for many threads, over an index of any [`IndexerKind`]. Of engines without
-//! events an [`ApproximateIndex`] remembers what was sent to them. A [`KvScheduler`] counts what runs where, and
+//! events, and ahead of events, [`SentPrompts`] remember what was sent to them. A [`KvScheduler`] counts what runs where, and
 //! chooses. An [`EventOrder`] per rank finds out whether events were lost, and how to get them back from the
 //! [`LocalIndexer`] beside the engine.
 //!
@@ -36,7 +36,7 @@ mod slot;
 
 pub use active::{ActiveSequences, NewRequest, PotentialLoads, ReservationId, SlotLoad, TooManyActive};
 pub use affinity::{AffinityConfig, AffinityMode, MAX_SESSION_ID, SessionTable};
-pub use approximate::{ApproximateConfig, ApproximateIndex, CachePolicy};
+pub use approximate::{ApproximateConfig, ApproximateIndex, CachePolicy, CacheSource, SentPrompts};
 pub use busy::{BusyThresholds, RankLimits};
 pub use config::{ConfigError, KvRouterConfig, RouterOverrides};
 pub use disagg::{ConditionalDisagg, DisaggPolicy, PrefillPlace};

@@ -78,7 +78,9 @@ impl Catalog {
 
 impl ModelCatalog for Catalog {
     fn get(&self, name: &str) -> Option<Arc<dyn ChatModel>> {
-        self.shared.models.load().get(name).map(|served| served.model() as Arc<dyn ChatModel>)
+        let models = self.shared.models.load();
+        let served = models.get(name).filter(|served| served.has_begun())?;
+        Some(served.model() as Arc<dyn ChatModel>)
     }
 
     fn is_known(&self, name: &str) -> bool {
@@ -87,7 +89,9 @@ impl ModelCatalog for Catalog {
     }
 
     fn list(&self) -> Vec<ModelInfo> {
-        self.shared.models.load().values().map(|served| served.model().info().clone()).collect()
+        let models = self.shared.models.load();
+        let begun = models.values().filter(|served| served.has_begun());
+        begun.map(|served| served.model().info().clone()).collect()
     }
 
     fn instances(&self) -> Vec<InstanceInfo> {

@@ -25,6 +25,8 @@ pub(crate) struct CatalogMetrics {
     active_bytes: IntGaugeVec,
     index_blocks: IntGaugeVec,
     index_bytes: IntGaugeVec,
+    sent_blocks: IntGaugeVec,
+    sent_bytes: IntGaugeVec,
     queued_events: IntGaugeVec,
     queued_blocks: IntGaugeVec,
     broken_lanes: IntGaugeVec,
@@ -86,6 +88,16 @@ impl CatalogMetrics {
                 "Memory of the prefix index",
                 &["model"],
             )?,
+            sent_blocks: metrics.gauge_vec(
+                "dynamo_kvrouter_sent_blocks",
+                "Pairs of worker rank and block of a prompt that was sent there and may still be cached",
+                &["model"],
+            )?,
+            sent_bytes: metrics.gauge_vec(
+                "dynamo_kvrouter_sent_bytes",
+                "Memory of what was sent to workers and may still be cached",
+                &["model"],
+            )?,
             queued_events: metrics.gauge_vec(
                 "dynamo_kvrouter_index_queued_events",
                 "KV events that wait for a lane of the prefix index",
@@ -139,6 +151,8 @@ impl CatalogMetrics {
             &self.active_bytes,
             &self.index_blocks,
             &self.index_bytes,
+            &self.sent_blocks,
+            &self.sent_bytes,
             &self.queued_events,
             &self.queued_blocks,
             &self.broken_lanes,
@@ -172,6 +186,9 @@ impl CatalogMetrics {
             self.index_blocks.with_label_values(&[name]).set(counts.blocks as i64);
             self.index_bytes.with_label_values(&[name]).set(counts.bytes as i64);
             self.lower_bytes.with_label_values(&[name]).set(index.lower_counts().bytes as i64);
+            let sent = served.router().sent_counts();
+            self.sent_blocks.with_label_values(&[name]).set(sent.blocks as i64);
+            self.sent_bytes.with_label_values(&[name]).set(sent.bytes as i64);
             let lanes = index.gauges();
             self.queued_events.with_label_values(&[name]).set(lanes.queued_events as i64);
             self.queued_blocks.with_label_values(&[name]).set(lanes.queued_blocks as i64);

@@ -69,6 +69,8 @@ pub struct EndpointStatus {
     pub unfound_workers: usize,
     /// The index of the devices' blocks.
     pub index: IndexCounts,
+    /// What is remembered of prompts that were sent, where that counts.
+    pub sent: IndexCounts,
 }
 
 /// Routes requests to the workers of one endpoint. Clones are the same one.
@@ -142,6 +144,7 @@ impl EndpointRouter {
             mismatched_workers,
             unfound_workers: routed.router.unfound_workers(),
             index: routed.router.index().counts(),
+            sent: routed.router.sent_counts(),
         }
     }
 

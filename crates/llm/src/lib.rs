@@ -22,6 +22,7 @@ mod routed_endpoint;
 mod router;
 mod served_model;
 mod warmup;
+mod worker_count;
 mod worker_sync;
 
 pub use api::{

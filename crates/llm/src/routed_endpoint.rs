@@ -1,10 +1,7 @@
 //! One endpoint's router in step with its workers: discovery, cards, KV events and their recovery. No text.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,6 +17,7 @@ use crate::{
     kv_events::{Follower, WORKER_NEWS_CAPACITY, WorkerNews},
     router::{Router, RouterMeters, StartRouterError},
     warmup::Warmup,
+    worker_count::WorkerCount,
     worker_sync::{WorkerCards, WorkerSync},
 };
 
@@ -37,7 +35,7 @@ pub(crate) struct RoutedEndpoint {
     pub(crate) router: Arc<Router>,
     pub(crate) client: Client,
     cards: watch::Sender<WorkerCards>,
-    routed: Arc<AtomicUsize>,
+    routed: Arc<WorkerCount>,
     warmup: Arc<Warmup>,
     scope: TaskScope,
 }
@@ -55,26 +53,35 @@ impl RoutedEndpoint {
         scope: TaskScope,
     ) -> Result<Self, FollowError> {
         let router_id = runtime.incarnation().worker_id.get();
+        let routed = Arc::new(WorkerCount::new(config.min_initial_workers));
         let router = Arc::new(Router::new(config, block_size, router_id, meters)?);
         sync_replicas(runtime, &router, endpoint, &scope).await?;
         let client = runtime.client(endpoint.clone());
         let warmup = Arc::new(Warmup::new(patience));
         let news = follow_events(runtime, &router, &warmup, endpoint, &scope).await?;
         let (cards, changes) = watch::channel(WorkerCards::default());
-        let routed = Arc::new(AtomicUsize::new(0));
         let sync = WorkerSync::new(router.clone(), news, routed.clone());
         scope.spawn("workers", sync.run(client.clone(), changes, scope.clone()));
+        if router.forgets_sent() {
+            scope.spawn("sent-prompts", router.clone().forget_sent(scope.clone()));
+        }
         Ok(Self { router, client, cards, routed, warmup, scope })
     }
 
     /// Whether requests go to somebody, also if only to workers in doubt.
     pub(crate) fn has_workers(&self) -> bool {
-        self.routed.load(Ordering::Relaxed) > 0
+        self.routed.now() > 0
     }
 
-    /// Whether there are workers, and what each one holds is known or was not to be had in time.
+    /// Whether as many workers have been there as requests are to wait for.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.routed.has_begun()
+    }
+
+    /// Whether there are workers enough, and what each one holds is known or was not to be had in time.
     pub(crate) fn is_settled(&self) -> bool {
-        if self.router.wants_events() { self.warmup.is_settled() } else { self.has_workers() }
+        let is_known = if self.router.wants_events() { self.warmup.is_settled() } else { self.has_workers() };
+        is_known && self.has_begun()
     }
 
     pub(crate) fn warmup(&self) -> &Warmup {

@@ -1,6 +1,7 @@
 //! Chooses a worker for each request of one model, and counts what runs where.
 
 mod booking;
+mod caches;
 mod line;
 mod meters;
 mod mode;
@@ -18,13 +19,13 @@ pub(crate) use booking::Booking;
 use dynamo_kv_router::{
     AffinityMode, BusyThresholds, Candidate, ConfigError, KvScheduler, LaneConfig, LaneIndex, LaneReport,
     MatchBuffer, QueueDepth, ScheduleError, ScheduleRequest, SelectError, SelectRequest, Selection,
-    SessionTable, SlotLoad, StartLanesError, WorkerRank,
+    SentPrompts, SessionTable, SlotLoad, StartLanesError, WorkerRank,
 };
 use dynamo_tokens::{BlockSize, LocalBlockHash, SequenceHash, local_block_hashes, sequence_hashes};
 use line::{Line, Turn, Wanted};
 pub(crate) use meters::{POLICY_CLASS, RouterMeters, RouterMetrics, WORKER_TYPE};
 pub use mode::{RouterConfig, RouterMode};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rand::Rng;
 use replicas::Replicas;
 pub use request::Session;
@@ -47,6 +48,10 @@ struct Scratch {
     local: Vec<LocalBlockHash>,
     sequence: Vec<SequenceHash>,
     matches: MatchBuffer,
+    /// Who was sent how much of it, where that counts beside events.
+    sent: MatchBuffer,
+    /// What the index of sent prompts is asked with.
+    path: Vec<LocalBlockHash>,
 }
 
 /// The router of one model. Lanes of its own apply events to the index, which answers meanwhile.
@@ -56,6 +61,8 @@ pub(crate) struct Router {
     config: RouterConfig,
     block_size: BlockSize,
     index: LaneIndex,
+    /// What was sent to the workers, where that counts.
+    sent: Option<RwLock<SentPrompts>>,
     lost: Arc<LostRanks>,
     unfound: Unfound,
     scheduler: Mutex<KvScheduler>,
@@ -113,6 +120,7 @@ impl Router {
             sessions: config.affinity.map(|affinity| Mutex::new(SessionTable::new(affinity))),
             line: Line::new(config.kv.queue, now),
             replicas: config.replica_sync.then(|| Replicas::new(router_id, now)),
+            sent: caches::memory(&config).map(RwLock::new),
             config,
             block_size,
             index,
@@ -122,11 +130,6 @@ impl Router {
             meters,
             scratch: Mutex::new(Vec::new()),
         })
-    }
-
-    /// Whether workers' KV events are of any use to it.
-    pub(crate) fn wants_events(&self) -> bool {
-        self.config.mode == RouterMode::Kv && self.config.kv.uses_caches()
     }
 
     /// Whether it speaks with other routers.
@@ -154,6 +157,10 @@ impl Router {
         let slots = self.index.add_worker(worker.worker_id, worker.epoch, ranks, worker.blocks_per_rank());
         let taken = match slots {
             Ok(slots) => {
+                if let Some(sent) = &self.sent {
+                    let capacity = worker.blocks_per_rank();
+                    sent.write().set_worker(worker.worker_id, worker.epoch, &slots, capacity);
+                }
                 let mut scheduler = self.scheduler.lock();
                 let taken = scheduler.set_worker(worker.worker_id, worker.epoch, &slots, worker.draining);
                 if taken {
@@ -178,6 +185,9 @@ impl Router {
         self.scheduler.lock().remove_worker(worker_id);
         self.index.remove_worker(worker_id);
         self.unfound.removed(worker_id);
+        if let Some(sent) = &self.sent {
+            sent.write().remove_worker(worker_id);
+        }
         if let Some(sessions) = &self.sessions {
             sessions.lock().forget_worker(worker_id);
         }
@@ -299,14 +309,6 @@ impl Router {
         self.find_matches(scratch);
     }
 
-    fn find_matches(&self, scratch: &mut Scratch) {
-        if self.wants_events() {
-            let start = Instant::now();
-            self.index.find_matches(&scratch.local, &mut scratch.matches);
-            self.meters.find_matches.observe(millis(start.elapsed()));
-        }
-    }
-
     fn try_once(
         self: &Arc<Self>,
         request: &RouteRequest<'_>,
@@ -331,6 +333,7 @@ impl Router {
             scheduler.choose_and_reserve(&wanted, &scratch.matches, now).map_err(schedule_error)?;
         drop(scheduler);
         let selection = reservation.selection;
+        self.remember_sent(selection.worker, &scratch.sequence, now);
         self.bind_session(request, selection.worker, now);
         if selection.balanced {
             self.meters.balanced.inc();

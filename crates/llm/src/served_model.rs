@@ -102,6 +102,11 @@ impl ServedModel {
         self.routed.has_workers()
     }
 
+    /// Whether it is there for requests: as many workers have been there as they are to wait for.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.routed.has_begun()
+    }
+
     /// Says which workers have registered it, and which have registered something else under its name.
     pub(crate) fn set_workers(&self, own: &[&Registered], foreign: &[&Registered]) {
         let of = |registered: &&Registered| {

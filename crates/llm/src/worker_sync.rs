@@ -2,10 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
 };
 
 use dynamo_kv_router::{MAX_RANKS_PER_WORKER, RankLimits};
@@ -16,6 +13,7 @@ use crate::{
     RuntimeConfigCard,
     kv_events::WorkerNews,
     router::{RoutedWorker, Router},
+    worker_count::WorkerCount,
 };
 
 /// What a card says of a worker's size.
@@ -51,14 +49,14 @@ pub(crate) struct WorkerSync {
     remembered: BTreeMap<u64, WorkerCard>,
     routed: BTreeMap<u64, RoutedWorker>,
     /// How many those are, for others to see.
-    count: Arc<AtomicUsize>,
+    count: Arc<WorkerCount>,
 }
 
 impl WorkerSync {
     pub(crate) fn new(
         router: Arc<Router>,
         news: Option<mpsc::Sender<WorkerNews>>,
-        count: Arc<AtomicUsize>,
+        count: Arc<WorkerCount>,
     ) -> Self {
         Self { router, news, remembered: BTreeMap::new(), routed: BTreeMap::new(), count }
     }
@@ -118,7 +116,7 @@ impl WorkerSync {
             }
             self.routed.insert(worker_id, new);
         }
-        self.count.store(self.routed.len(), Ordering::Relaxed);
+        self.count.set(self.routed.len());
         news
     }
 

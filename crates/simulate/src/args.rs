@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, value_parser};
-use dynamo_kv_router::KvRouterConfig;
+use dynamo_kv_router::{ApproximateConfig, CachePolicy, CacheSource, KvRouterConfig};
 use dynamo_mocker::{MockerConfig, PreemptionPolicy};
 use serde::Serialize;
 
@@ -124,6 +124,25 @@ pub struct SimulateArgs {
     /// Count every request's blocks for itself
     #[arg(long, help_heading = "Router")]
     pub no_router_assume_kv_reuse: bool,
+    /// Know what workers have cached by what was sent to them, not by their KV events
+    #[arg(long, help_heading = "Router")]
+    pub no_router_kv_events: bool,
+    /// Without KV events: what was sent counts as cached for so many simulated seconds, whatever the speed-up
+    #[arg(long, value_name = "SECONDS", default_value_t = 120.0, help_heading = "Router")]
+    pub router_ttl_secs: f64,
+    /// Blocks that are remembered of what was sent, over all workers; beyond, the oldest go
+    #[arg(long, value_name = "BLOCKS", default_value_t = ApproximateConfig::REFERENCE.max_blocks, help_heading = "Router")]
+    pub router_max_tree_size: usize,
+    /// The share of those that is left then
+    #[arg(long, value_name = "SHARE", default_value_t = ApproximateConfig::REFERENCE.prune_target_ratio, help_heading = "Router")]
+    pub router_prune_target_ratio: f64,
+    /// Without KV events: what was sent goes after a time (ttl), or when its worker has no room for more (lru)
+    #[arg(long, value_name = "POLICY", default_value_t = CachePolicy::Ttl, help_heading = "Router")]
+    #[serde(serialize_with = "shown")]
+    pub router_approximate_cache_policy: CachePolicy,
+    /// With KV events: what was sent counts as cached for so long before its events come
+    #[arg(long, value_name = "SECONDS", help_heading = "Router")]
+    pub router_predicted_ttl_secs: Option<f64>,
     /// From a change in a worker's cache to the router's index
     #[arg(long, value_name = "MS", default_value_t = 1.0, help_heading = "Router")]
     pub event_delay_ms: f64,
@@ -177,6 +196,7 @@ impl SimulateArgs {
             track_active_blocks: !self.no_router_track_active_blocks,
             track_output_blocks: self.router_track_output_blocks,
             assume_kv_reuse: !self.no_router_assume_kv_reuse,
+            caches: self.caches()?,
             max_imbalance: (self.router_max_imbalance > 0.0).then_some(self.router_max_imbalance),
             ..KvRouterConfig::DEFAULT
         }
@@ -199,4 +219,23 @@ impl SimulateArgs {
             seed: self.seed,
         })
     }
+
+    fn caches(&self) -> Result<CacheSource, SimulateError> {
+        let seconds = |flag, seconds: f64| {
+            Duration::try_from_secs_f64(seconds)
+                .map_err(|_| SimulateError::flag(flag, "give a number of seconds above 0"))
+        };
+        let memory = ApproximateConfig {
+            policy: self.router_approximate_cache_policy,
+            ttl: seconds("--router-ttl-secs", self.router_ttl_secs)?,
+            max_blocks: self.router_max_tree_size,
+            prune_target_ratio: self.router_prune_target_ratio,
+        };
+        let predicted = self.router_predicted_ttl_secs.map(|ttl| seconds("--router-predicted-ttl-secs", ttl));
+        Ok(CacheSource::new(!self.no_router_kv_events, memory, predicted.transpose()?)?)
+    }
+}
+
+fn shown<S: serde::Serializer>(value: &impl std::fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use dynamo_engine_api::KvCacheEventData;
 use dynamo_kv_router::{
     KvIndex, KvScheduler, MatchBuffer, ReservationId, ScheduleError, ScheduleRequest, SelectRequest,
-    WorkerRank,
+    SentPrompts, WorkerRank,
 };
 use dynamo_tokens::{
     BlockSize, HashSeed, LocalBlockHash, SequenceHash, TokenId, local_block_hashes, sequence_hashes,
@@ -18,6 +18,8 @@ use crate::{Mode, Setting, SimulateError};
 const EPOCH: u64 = 1;
 /// How often bookings without a sign of life are looked for.
 const EXPIRY_PERIOD: Duration = Duration::from_secs(1);
+/// How often what was sent long ago is forgotten, as in a live router.
+const FORGET_PERIOD: Duration = Duration::from_millis(100);
 
 pub(crate) struct Router {
     mode: Mode,
@@ -25,15 +27,20 @@ pub(crate) struct Router {
     index: KvIndex,
     scheduler: KvScheduler,
     wants_events: bool,
+    /// What was sent to the workers, where that counts.
+    sent: Option<SentPrompts>,
     /// What instants count from; only differences matter, so results do not depend on it.
     origin: Instant,
     rng: SmallRng,
     workers: u32,
     last_turn: u32,
     next_expiry: Duration,
+    next_forgetting: Duration,
     local: Vec<LocalBlockHash>,
     sequence: Vec<SequenceHash>,
     matches: MatchBuffer,
+    sent_matches: MatchBuffer,
+    path: Vec<LocalBlockHash>,
 }
 
 /// A request's place in a worker's load.
@@ -47,24 +54,34 @@ impl Router {
     pub(crate) fn new(setting: &Setting, block_size: BlockSize) -> Result<Self, SimulateError> {
         let mut index = KvIndex::default();
         let mut scheduler = KvScheduler::new(setting.kv.clone(), block_size, setting.seed)?;
+        let uses_caches = setting.mode == Mode::Kv && setting.kv.uses_caches();
+        let memory = setting.kv.caches.sent().filter(|_| uses_caches);
+        let mut sent = memory.map(|memory| SentPrompts::new(*memory));
         for worker in 0..u64::from(setting.workers) {
             let slots = index.add_worker(worker, EPOCH, 0..1, Some(setting.engine.num_gpu_blocks))?;
             scheduler.set_worker(worker, EPOCH, &slots, false);
+            if let Some(sent) = &mut sent {
+                sent.set_worker(worker, EPOCH, &slots, Some(setting.engine.num_gpu_blocks));
+            }
         }
         Ok(Self {
             mode: setting.mode,
             block_size,
             index,
             scheduler,
-            wants_events: setting.mode == Mode::Kv && setting.kv.uses_caches(),
+            wants_events: uses_caches && setting.kv.caches.uses_events(),
+            sent,
             origin: Instant::now(),
             rng: SmallRng::seed_from_u64(setting.seed),
             workers: setting.workers,
             last_turn: setting.workers - 1,
             next_expiry: EXPIRY_PERIOD,
+            next_forgetting: FORGET_PERIOD,
             local: Vec::new(),
             sequence: Vec::new(),
             matches: MatchBuffer::default(),
+            sent_matches: MatchBuffer::default(),
+            path: Vec::new(),
         })
     }
 
@@ -87,9 +104,7 @@ impl Router {
             Mode::Kv => {
                 local_block_hashes(tokens, self.block_size, HashSeed::PLAIN, &mut self.local);
                 sequence_hashes(&self.local, &mut self.sequence);
-                if self.wants_events {
-                    self.index.find_matches(&self.local, &mut self.matches);
-                }
+                self.find_matches(now);
             }
             Mode::RoundRobin => {
                 self.last_turn = (self.last_turn + 1) % self.workers;
@@ -101,7 +116,27 @@ impl Router {
         }
         let wanted = ScheduleRequest { prompt_blocks: &self.sequence, expected_output_tokens: None, select };
         let reservation = self.scheduler.choose_and_reserve(&wanted, &self.matches, self.origin + now)?;
+        if let Some(sent) = &mut self.sent {
+            sent.sent(reservation.selection.worker, &self.sequence, self.origin + now);
+        }
         Ok(Booking { worker: reservation.selection.worker.worker_id as u32, id: reservation.id })
+    }
+
+    fn find_matches(&mut self, now: Duration) {
+        if self.wants_events {
+            self.index.find_matches(&self.local, &mut self.matches);
+        }
+        let Some(sent) = &mut self.sent else { return };
+        if now >= self.next_forgetting {
+            sent.expire(self.origin + now, usize::MAX);
+            self.next_forgetting = now + FORGET_PERIOD;
+        }
+        if self.wants_events {
+            sent.find_matches(&self.sequence, &mut self.path, &mut self.sent_matches);
+            self.matches.raise(&self.sent_matches);
+        } else {
+            sent.find_matches(&self.sequence, &mut self.path, &mut self.matches);
+        }
     }
 
     /// A worker's events arrive.

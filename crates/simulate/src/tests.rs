@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use dynamo_kv_router::KvRouterConfig;
+use dynamo_kv_router::{ApproximateConfig, CachePolicy, CacheSource, KvRouterConfig};
 use dynamo_mocker::MockerConfig;
 use dynamo_trace::TraceRequest;
 
@@ -224,4 +224,23 @@ fn cached_shares_are_near_those_of_the_live_stack() {
         let share = outcome.cached_share;
         assert!((share / live - 1.0).abs() < 0.08, "{mode}, {workers} × {blocks}: {share} and {live}");
     }
+}
+
+#[test]
+fn what_was_sent_tells_nearly_as_much_as_events() {
+    let trace = conversations(40, 4, 50.0);
+    let share = |caches| {
+        let kv = KvRouterConfig { caches, ..KvRouterConfig::REFERENCE };
+        simulate(&trace, &Setting { kv, ..setting(Mode::Kv) }).unwrap().cached_share
+    };
+    let memory = ApproximateConfig::REFERENCE;
+    let (events, sent) = (share(CacheSource::Events), share(CacheSource::Sent(memory)));
+    assert!(sent > 0.9 * events && events > 0.3, "{sent} beside {events}");
+    let lru = share(CacheSource::Sent(ApproximateConfig { policy: CachePolicy::Lru, ..memory }));
+    assert!(lru > 0.9 * events, "{lru} beside {events}");
+    // A turn comes two seconds after the one before.
+    let short = share(CacheSource::Sent(ApproximateConfig { ttl: Duration::from_millis(500), ..memory }));
+    assert!(short < 0.85 * events, "{short} beside {events}");
+    let both = share(CacheSource::EventsAndSent(memory));
+    assert!(both > 0.9 * events, "{both} beside {events}");
 }

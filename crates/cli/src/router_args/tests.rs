@@ -1,4 +1,5 @@
 use clap::Parser;
+use dynamo_kv_router::{ApproximateConfig, CachePolicy, CacheSource};
 use dynamo_runtime::config::Env;
 
 use super::*;
@@ -69,6 +70,41 @@ fn one_thread_for_events_is_the_plain_tree_unless_an_index_is_named() {
 }
 
 #[test]
+fn caches_are_known_by_events_by_what_was_sent_or_by_both() {
+    let caches = |args: &[&str], env: &[(&'static str, &'static str)]| resolve(args, env).unwrap().kv.caches;
+    let memory = ApproximateConfig::REFERENCE;
+    let off = [("DYN_ROUTER_USE_KV_EVENTS", "false"), ("DYN_ROUTER_TTL_SECS", "5")];
+    let short = ApproximateConfig { ttl: Duration::from_secs(5), ..memory };
+    assert_eq!(caches(&["--no-router-kv-events"], &[]), CacheSource::Sent(memory));
+    assert_eq!(caches(&["--no-kv-events"], &[]), CacheSource::Sent(memory));
+    assert_eq!(caches(&[], &off), CacheSource::Sent(short));
+    assert_eq!(caches(&[], &[("DYN_USE_KV_EVENTS", "false")]), CacheSource::Sent(memory));
+    assert_eq!(caches(&["--router-kv-events"], &off), CacheSource::Events);
+    let full = [
+        "--no-router-kv-events",
+        "--router-approximate-cache-policy=lru",
+        "--router-max-tree-size=1000",
+        "--router-prune-target-ratio=0.5",
+    ];
+    let policy = CachePolicy::Lru;
+    let lru = ApproximateConfig { policy, max_blocks: 1000, prune_target_ratio: 0.5, ..memory };
+    assert_eq!(caches(&full, &[]), CacheSource::Sent(lru));
+    let predicted = caches(&["--router-predicted-ttl-secs=5"], &[]);
+    assert_eq!(predicted, CacheSource::EventsAndSent(short));
+}
+
+#[test]
+fn so_many_workers_are_waited_for() {
+    let workers = |args: &[&str], env: &[(&'static str, &'static str)]| {
+        resolve(args, env).map(|config| config.min_initial_workers)
+    };
+    let variable = [("DYN_ROUTER_MIN_INITIAL_WORKERS", "3")];
+    assert_eq!((workers(&[], &[]).unwrap(), workers(&[], &variable).unwrap()), (0, 3));
+    assert_eq!(workers(&["--router-min-initial-workers=2"], &variable).unwrap(), 2);
+    assert!(workers(&[], &[("DYN_ROUTER_MIN_INITIAL_WORKERS", "-1")]).is_err());
+}
+
+#[test]
 fn what_cannot_be_used_is_named() {
     for (args, words) in [
         (&["--router-queue-policy=sjf"][..], "fcfs"),
@@ -77,6 +113,11 @@ fn what_cannot_be_used_is_named() {
         (&["--router-session-affinity-ttl-secs=0.5"], "at least 1"),
         (&["--router-session-affinity-mode=firm"], "hard or soft"),
         (&["--router-queue-threshold=1", "--no-router-track-prefill-tokens"], "track_prefill_tokens"),
+        (&["--router-approximate-cache-policy=lru"], "--no-router-kv-events"),
+        (&["--router-approximate-cache-policy=fifo"], "ttl or lru"),
+        (&["--no-router-kv-events", "--router-predicted-ttl-secs=1"], "--router-ttl-secs"),
+        (&["--no-router-kv-events", "--router-ttl-secs=0"], "router-ttl-secs"),
+        (&["--router-predicted-ttl-secs=-1"], "--router-predicted-ttl-secs"),
     ] {
         let error = format!("{:#}", resolve(args, &[]).unwrap_err());
         assert!(error.contains(words), "{error}");

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use dynamo_tokens::sequence_hashes;
 use proptest::prelude::*;
@@ -9,21 +9,20 @@ fn slot(index: u32) -> Slot {
     Slot::new(index, 0)
 }
 
-fn hashes(locals: &[u64]) -> (Vec<LocalBlockHash>, Vec<SequenceHash>) {
+fn hashes(locals: &[u64]) -> Vec<SequenceHash> {
     let local: Vec<_> = locals.iter().map(|&local| LocalBlockHash(local)).collect();
     let mut names = Vec::new();
     sequence_hashes(&local, &mut names);
-    (local, names)
+    names
 }
 
 fn route(index: &mut ApproximateIndex, to: Slot, locals: &[u64], now: Instant) {
-    let (local, names) = hashes(locals);
-    index.routed(to, &local, &names, now).unwrap();
+    index.routed(to, &hashes(locals), now).unwrap();
 }
 
 fn run(index: &ApproximateIndex, of: Slot, locals: &[u64]) -> u32 {
     let mut out = MatchBuffer::default();
-    index.find_matches(&hashes(locals).0, &mut out);
+    index.find_matches(&hashes(locals), &mut Vec::new(), &mut out);
     out.device_blocks(of)
 }
 
@@ -88,7 +87,7 @@ fn assert_equal_to_model(policy: CachePolicy, capacity: usize, max_blocks: usize
                 }
                 Step::Pass(seconds) => {
                     now += seconds;
-                    index.expire(start + Duration::from_secs(now));
+                    assert!(!index.expire(start + Duration::from_secs(now), usize::MAX));
                     for blocks in model.values_mut() {
                         blocks.retain(|_, (at, _)| policy == CachePolicy::Lru || *at + 10 > now);
                     }
@@ -127,6 +126,24 @@ fn too_many_entries_are_pruned_from_the_oldest_on() {
 }
 
 #[test]
+fn pruning_goes_step_by_step_and_never_falls_behind() {
+    let mut index = ApproximateIndex::new(config(CachePolicy::Ttl, 40_000));
+    let now = Instant::now();
+    let prompt = |number: u64| -> Vec<u64> { (0..100).map(|block| number * 1000 + block).collect() };
+    let mut lowest = usize::MAX;
+    for number in 0..600 {
+        let before = index.counts().blocks;
+        route(&mut index, slot(number as u32 % 3), &prompt(number), now);
+        let blocks = index.counts().blocks;
+        assert!(blocks <= 40_000 && blocks + PRUNE_STEP + 100 >= before, "{before} became {blocks}");
+        if blocks < before {
+            lowest = lowest.min(blocks);
+        }
+    }
+    assert_eq!(lowest, 20_000, "it goes on to the target once it began");
+}
+
+#[test]
 fn repeated_prompts_cost_no_memory_and_expired_ones_give_it_back() {
     let mut index = ApproximateIndex::new(config(CachePolicy::Ttl, 1 << 20));
     let start = Instant::now();
@@ -140,10 +157,27 @@ fn repeated_prompts_cost_no_memory_and_expired_ones_give_it_back() {
     let repeated = index.counts().bytes - empty;
     assert!(repeated < once * 2, "{once} bytes became {repeated}");
     assert_eq!(index.next_expiry(), Some(start + Duration::from_secs(10)));
-    index.expire(start + Duration::from_secs(10));
+    assert!(index.expire(start + Duration::from_secs(10), 1500));
+    assert_eq!(run(&index, slot(0), &prompt), 500, "the rest has to wait");
+    assert!(!index.expire(start + Duration::from_secs(10), 1500));
     assert_eq!((index.counts().blocks, index.next_expiry()), (0, None));
     let left = index.counts().bytes - empty;
     assert!(left < 4096, "{left} bytes left");
+}
+
+#[test]
+fn an_entry_costs_some_tens_of_bytes() {
+    let mut index = ApproximateIndex::new(config(CachePolicy::Ttl, 1 << 20));
+    let now = Instant::now();
+    // Half of a prompt is the one before it.
+    for number in 0..2000u64 {
+        let prompt: Vec<u64> =
+            (0..100).map(|block| if block < 50 { number / 2 } else { number } * 1000 + block).collect();
+        route(&mut index, slot(number as u32 % 8), &prompt, now);
+    }
+    let counts = index.counts();
+    let each = counts.bytes as f64 / counts.blocks as f64;
+    assert!((30.0..80.0).contains(&each), "{each} bytes for each of {} entries", counts.blocks);
 }
 
 #[test]
@@ -156,10 +190,10 @@ fn the_larger_of_two_answers_counts() {
     route(&mut known, slot(0), &[1], now);
     route(&mut known, slot(1), &[1, 2], now);
     route(&mut known, slot(2), &[1, 2, 3], now);
-    let (local, _) = hashes(&[1, 2, 3]);
+    let (names, mut path) = (hashes(&[1, 2, 3]), Vec::new());
     let (mut out, mut other) = (MatchBuffer::default(), MatchBuffer::default());
-    known.find_matches(&local, &mut out);
-    predicted.find_matches(&local, &mut other);
+    known.find_matches(&names, &mut path, &mut out);
+    predicted.find_matches(&names, &mut path, &mut other);
     out.raise(&other);
     let mut found: Vec<_> = out.matches().iter().map(|found| (found.slot, found.device_blocks)).collect();
     found.sort();

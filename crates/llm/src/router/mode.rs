@@ -58,6 +58,8 @@ pub struct RouterConfig {
     pub indexer: IndexerKind,
     /// Threads that apply KV events, where the index can have several.
     pub event_threads: NonZeroUsize,
+    /// A model is not there for requests before so many workers have been there at once.
+    pub min_initial_workers: usize,
 }
 
 impl RouterConfig {
@@ -70,6 +72,7 @@ impl RouterConfig {
             replica_sync: false,
             indexer: IndexerKind::Run,
             event_threads: LaneConfig::REFERENCE.lanes,
+            min_initial_workers: 0,
         }
     }
 }

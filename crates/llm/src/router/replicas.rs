@@ -108,6 +108,11 @@ impl Router {
             }
         }
         drop((scheduler, bookings));
+        for event in events.iter().filter(|event| event.router_id != replicas.router_id) {
+            if let ActiveSequenceChange::AddRequest { token_sequence: Some(sequence), .. } = &event.data {
+                self.remember_sent(event.worker, sequence, now);
+            }
+        }
         self.call_next();
     }
 

@@ -6,7 +6,7 @@ use crate::{RouterConfig, RouterMode};
 fn sync() -> WorkerSync {
     let router =
         crate::router::router_for_tests(RouterConfig::of(RouterMode::Kv), BlockSize::new(4).unwrap());
-    WorkerSync::new(router, None, Arc::default())
+    WorkerSync::new(router, None, Arc::new(WorkerCount::new(0)))
 }
 
 fn seen(worker_id: u64, epoch: u64, state: InstanceState) -> Seen {
@@ -36,10 +36,10 @@ fn a_worker_whose_records_vanished_keeps_its_place_until_it_is_given_up() {
     let doubtful = [seen(7, 1, InstanceState::InDoubt)];
     assert_eq!(told(sync.update(&doubtful, registered(&[]))), "");
     assert!(!sync.routed[&7].draining);
-    assert_eq!(sync.count.load(Ordering::Relaxed), 1);
+    assert_eq!(sync.count.now(), 1);
     assert_eq!(told(sync.update(&[], registered(&[]))), "-7");
     assert!(sync.remembered.is_empty());
-    assert_eq!(sync.count.load(Ordering::Relaxed), 0);
+    assert_eq!(sync.count.now(), 0);
 }
 
 #[test]

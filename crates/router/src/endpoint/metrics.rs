@@ -31,6 +31,11 @@ impl ServiceMetrics {
             )?,
             gauge("index_blocks", "Pairs of worker rank and cached block in the prefix index")?,
             gauge("index_bytes", "Memory of the prefix index")?,
+            gauge(
+                "sent_blocks",
+                "Pairs of worker rank and block of a prompt that was sent there and may still be cached",
+            )?,
+            gauge("sent_bytes", "Memory of what was sent to workers and may still be cached")?,
             gauge("bookings", "Requests that others run and have booked here")?,
         ];
         let late = metrics.counter(&name("late_dumps_total"), "Workers whose dump did not come in time")?;
@@ -43,6 +48,8 @@ impl ServiceMetrics {
                 status.unfound_workers,
                 status.index.blocks,
                 status.index.bytes,
+                status.sent.blocks,
+                status.sent.bytes,
                 booked(),
             ];
             gauges.iter().zip(values).for_each(|(gauge, value)| gauge.set(value as i64));

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use dynamo_kv_router::SlotLoad;
+use dynamo_kv_router::{ApproximateConfig, CacheSource, KvRouterConfig, SlotLoad};
 use dynamo_runtime::{
     Epoch, EventHub, EventPlane, EventScope, Incarnation, Metrics, WorkerId,
     events::{EventMetrics, EventPlaneConfig, EventPlaneKind},
@@ -22,9 +22,13 @@ struct Replica {
 
 impl Replica {
     async fn start(id: u64, hub: &EventHub, root: &TaskScope) -> Self {
+        Self::start_with(RouterConfig::of(RouterMode::Kv), id, hub, root).await
+    }
+
+    async fn start_with(config: RouterConfig, id: u64, hub: &EventHub, root: &TaskScope) -> Self {
         let metrics = Metrics::new();
         let meters = RouterMetrics::register(&metrics, id).unwrap().of_model("m");
-        let config = RouterConfig { replica_sync: true, ..RouterConfig::of(RouterMode::Kv) };
+        let config = RouterConfig { replica_sync: true, ..config };
         let router = Arc::new(Router::new(config, BlockSize::new(4).unwrap(), id, meters).unwrap());
         for worker_id in [7, 8] {
             router.set_worker(&RoutedWorker { worker_id, ..WORKER });
@@ -99,4 +103,28 @@ async fn routers_count_each_others_requests_until_they_are_over_or_their_router_
     two.scope.cancel();
     one.until(SlotLoad::default()).await;
     drop(second);
+}
+
+#[tokio::test]
+async fn without_events_routers_know_what_the_others_sent() {
+    let (hub, root) = (EventHub::new(), TaskScope::root(tokio::runtime::Handle::current()));
+    let caches = CacheSource::Sent(ApproximateConfig::REFERENCE);
+    let kv = KvRouterConfig { caches, ..KvRouterConfig::REFERENCE };
+    let config = RouterConfig { kv, ..RouterConfig::of(RouterMode::Kv) };
+    let one = Replica::start_with(config.clone(), 1, &hub, &root).await;
+    let two = Replica::start_with(config, 2, &hub, &root).await;
+    let tokens: Vec<u32> = (0..40).collect();
+    let first = one.send(&tokens).await;
+    let told = async {
+        while two.router.sent_counts().blocks < 10 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.expect("it is told");
+    let worker = first.worker();
+    drop(first);
+    two.until(SlotLoad::default()).await;
+    let again = two.send(&tokens).await;
+    assert_eq!((again.worker(), again.overlap_blocks()), (worker, 10));
+    two.scope.cancel();
 }
