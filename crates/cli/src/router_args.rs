@@ -32,6 +32,7 @@ const HOST_WEIGHT: Key =
     Key::new("router-host-cache-hit-weight").env(&["DYN_ROUTER_HOST_CACHE_HIT_WEIGHT"]).expects(NUMBER);
 const DISK_WEIGHT: Key =
     Key::new("router-disk-cache-hit-weight").env(&["DYN_ROUTER_DISK_CACHE_HIT_WEIGHT"]).expects(NUMBER);
+const ROOM_WEIGHT: Key = Key::new("router-room-weight").env(&["DYN_ROUTER_ROOM_WEIGHT"]).expects(NUMBER);
 const TEMPERATURE: Key = Key::new("router-temperature").env(&["DYN_ROUTER_TEMPERATURE"]).expects(NUMBER);
 const TRACK_ACTIVE: Key =
     Key::new("router-track-active-blocks").env(&["DYN_ROUTER_TRACK_ACTIVE_BLOCKS"]).expects(SWITCH);
@@ -99,6 +100,10 @@ pub(crate) struct RouterArgs {
     /// kv: what a block on disk takes off the prompt [default: 0.25]
     #[arg(long, value_name = "WEIGHT")]
     router_disk_cache_hit_weight: Option<f64>,
+    /// kv: what a new block costs beside one to compute, on the worker whose cache is the fullest; less on emptier ones
+    /// [default: 0.5]
+    #[arg(long, value_name = "WEIGHT")]
+    router_room_weight: Option<f64>,
     /// kv: 0 takes the cheapest worker, more spreads the choice [env: DYN_ROUTER_TEMPERATURE] [default: 0]
     #[arg(long, value_name = "T")]
     router_temperature: Option<f64>,
@@ -190,6 +195,7 @@ impl RouterArgs {
                 self.router_disk_cache_hit_weight,
                 base.disk_cache_hit_weight,
             )?,
+            room_weight: number(&ROOM_WEIGHT, self.router_room_weight, base.room_weight)?,
             temperature: number(&TEMPERATURE, self.router_temperature, base.temperature)?,
             track_active_blocks: layers.switch(
                 &TRACK_ACTIVE,

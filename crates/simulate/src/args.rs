@@ -109,6 +109,9 @@ pub struct SimulateArgs {
     /// What a block to prefill costs beside a block to decode
     #[arg(long, visible_alias = "kv-overlap-score-weight", default_value_t = KvRouterConfig::DEFAULT.prefill_load_scale, help_heading = "Router")]
     pub router_kv_overlap_score_weight: f64,
+    /// What a new block costs beside one to prefill, on the worker whose cache is the fullest; less on emptier ones
+    #[arg(long, default_value_t = KvRouterConfig::DEFAULT.room_weight, help_heading = "Router")]
+    pub router_room_weight: f64,
     /// 0 takes the cheapest worker; above, the higher, the more even the choice
     #[arg(long, default_value_t = KvRouterConfig::DEFAULT.temperature, help_heading = "Router")]
     pub router_temperature: f64,
@@ -173,6 +176,7 @@ impl SimulateArgs {
         };
         engine.validate()?;
         let kv = KvRouterConfig {
+            room_weight: self.router_room_weight,
             temperature: self.router_temperature,
             track_active_blocks: !self.no_router_track_active_blocks,
             track_output_blocks: self.router_track_output_blocks,

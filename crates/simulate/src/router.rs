@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use dynamo_engine_api::KvCacheEventData;
 use dynamo_kv_router::{
-    KvIndex, KvScheduler, MatchBuffer, ReservationId, ScheduleError, ScheduleRequest, SelectRequest,
-    WorkerRank,
+    KvIndex, KvScheduler, MatchBuffer, RankLimits, ReservationId, ScheduleError, ScheduleRequest,
+    SelectRequest, WorkerProfile, WorkerRank,
 };
+use dynamo_mocker::MockerConfig;
 use dynamo_tokens::{
     BlockSize, HashSeed, LocalBlockHash, SequenceHash, TokenId, local_block_hashes, sequence_hashes,
 };
@@ -47,9 +48,11 @@ impl Router {
     pub(crate) fn new(setting: &Setting, block_size: BlockSize) -> Result<Self, SimulateError> {
         let mut index = KvIndex::default();
         let mut scheduler = KvScheduler::new(setting.kv.clone(), block_size, setting.seed)?;
+        let profile = WorkerProfile { limits: limits_of(&setting.engine), ..WorkerProfile::default() };
         for worker in 0..u64::from(setting.workers) {
             let slots = index.add_worker(worker, EPOCH, 0..1, Some(setting.engine.num_gpu_blocks))?;
             scheduler.set_worker(worker, EPOCH, &slots, false);
+            scheduler.set_profile(worker, profile.clone());
         }
         Ok(Self {
             mode: setting.mode,
@@ -126,5 +129,14 @@ impl Router {
     /// A request is over.
     pub(crate) fn free(&mut self, booking: Booking) {
         self.scheduler.free(booking.id);
+    }
+}
+
+/// What a worker's card says of its ranks.
+fn limits_of(engine: &MockerConfig) -> RankLimits {
+    RankLimits {
+        total_kv_blocks: Some(u64::from(engine.num_gpu_blocks)),
+        max_num_batched_tokens: Some(u64::from(engine.max_num_batched_tokens)),
+        max_num_seqs: Some(u64::from(engine.max_num_seqs)),
     }
 }

@@ -74,6 +74,24 @@ fn kv_routing_finds_what_round_robin_does_not() {
 }
 
 #[test]
+fn no_worker_starves_while_others_have_the_block_that_all_prompts_begin_with() {
+    // Requests come one after the other, so that no worker is ever busy.
+    let mut trace = conversations(150, 4, 2000.0);
+    for request in &mut trace {
+        request.hash_ids.insert(0, 1 << 40);
+        request.input_length += 64;
+    }
+    let with = |room_weight| {
+        let kv = KvRouterConfig { room_weight, ..KvRouterConfig::DEFAULT };
+        simulate(&trace, &Setting { workers: 16, kv, ..setting(Mode::Kv) }).unwrap()
+    };
+    let (even, starving) = (with(KvRouterConfig::DEFAULT.room_weight), with(0.0));
+    assert_eq!(starving.balance.min_over_mean, 0.0);
+    assert!(even.balance.min_over_mean > 0.5, "{:?}", even.balance);
+    assert!(even.cached_share > starving.cached_share - 0.02, "{}", even.cached_share);
+}
+
+#[test]
 fn one_request_takes_what_the_timing_model_says() {
     let request = TraceRequest {
         timestamp: Some(7.0),
