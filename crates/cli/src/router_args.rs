@@ -12,8 +12,9 @@ use dynamo_runtime::config::{ConfigError, Key, Layers};
 const NUMBER: &str = "a number of 0 or more";
 const SWITCH: &str = "true or false";
 
-const MODE: Key =
-    Key::new("router-mode").env(&["DYN_ROUTER_MODE"]).expects("round-robin, random, kv or direct");
+const MODE: Key = Key::new("router-mode")
+    .env(&["DYN_ROUTER_MODE"])
+    .expects("round-robin, random, least-loaded, power-of-two, kv or direct");
 const WEIGHT: Key = Key::new("router-kv-overlap-score-weight")
     .env(&["DYN_ROUTER_KV_OVERLAP_SCORE_WEIGHT"])
     .deprecated(&["DYN_KV_OVERLAP_SCORE_WEIGHT", "DYN_OVERLAP_SCORE_WEIGHT"])
@@ -76,7 +77,7 @@ const REQUEST_EXPIRY: &str = "DYN_ROUTER_ACTIVE_REQUEST_EXPIRY_SECS";
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Routing")]
 pub(crate) struct RouterArgs {
-    /// How a worker is chosen: round-robin, random, kv or direct [env: DYN_ROUTER_MODE] [default: round-robin]
+    /// How a worker is chosen: round-robin, random, least-loaded, power-of-two, kv or direct [env: DYN_ROUTER_MODE] [default: round-robin]
     #[arg(long, value_name = "MODE")]
     router_mode: Option<RouterMode>,
     /// kv: what a block to compute costs beside a block to hold; 0 ignores caches [default: 4]
