@@ -68,6 +68,9 @@ pub(crate) struct EngineArgs {
     /// Data-parallel ranks per worker [default: 1]
     #[arg(long, visible_alias = "dp-size", value_name = "N")]
     pub(crate) data_parallel_size: Option<u32>,
+    /// Labels that requests may ask for in nvext.routing_constraints, separated by commas [env: DYN_WORKER_TAINTS]
+    #[arg(long, value_name = "LABELS")]
+    pub(crate) worker_taints: Option<String>,
     /// Seconds before a worker takes requests, as an engine that loads weights [default: 0]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) startup_time: Option<f64>,
@@ -107,6 +110,8 @@ const WATERMARK: Key = Key::new("watermark").expects("a share from 0 to 1");
 const SPEEDUP: Key = Key::new("speedup-ratio").expects("0 or more; 0 is instant");
 const DECODE_SPEEDUP: Key = Key::new("decode-speedup-ratio").expects("more than 0");
 const RANKS: Key = Key::new("data-parallel-size").expects("a number from 1 on");
+const TAINTS: Key =
+    Key::new("worker-taints").env(&["DYN_WORKER_TAINTS"]).expects("labels, separated by commas");
 const STARTUP: Key = Key::new("startup-time").expects("seconds");
 const PREEMPTION: Key = Key::new("preemption-mode").expects("lifo or fifo");
 const SEED: Key = Key::new("seed").expects("a number");
@@ -184,7 +189,10 @@ impl EngineArgs {
         );
         let replay_ports = replay_ports.unwrap_or_else(|| vec![0; num_workers as usize]);
         let wire_ports = event_ports.unwrap_or_default().into_iter().zip(replay_ports);
+        let taints: Option<String> = layers.optional(&TAINTS, self.worker_taints.clone())?;
+        let taints = taints.iter().flat_map(|text| text.split(',')).map(str::trim);
         Ok(WorkerConfig {
+            taints: taints.filter(|taint| !taint.is_empty()).map(str::to_owned).collect(),
             model_path,
             model_name: layers.optional(&MODEL_NAME, self.model_name.clone())?,
             endpoint: EndpointId::parse(&endpoint),

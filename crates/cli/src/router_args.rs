@@ -15,8 +15,9 @@ use dynamo_runtime::config::{ConfigError, Key, Layers};
 const NUMBER: &str = "a number of 0 or more";
 const SWITCH: &str = "true or false";
 
-const MODE: Key =
-    Key::new("router-mode").env(&["DYN_ROUTER_MODE"]).expects("round-robin, random, kv or direct");
+const MODE: Key = Key::new("router-mode")
+    .env(&["DYN_ROUTER_MODE"])
+    .expects("round-robin, random, least-loaded, power-of-two, kv or direct");
 const WEIGHT: Key = Key::new("router-kv-overlap-score-weight")
     .env(&["DYN_ROUTER_KV_OVERLAP_SCORE_WEIGHT"])
     .deprecated(&["DYN_KV_OVERLAP_SCORE_WEIGHT", "DYN_OVERLAP_SCORE_WEIGHT"])
@@ -35,6 +36,7 @@ const HOST_WEIGHT: Key =
     Key::new("router-host-cache-hit-weight").env(&["DYN_ROUTER_HOST_CACHE_HIT_WEIGHT"]).expects(NUMBER);
 const DISK_WEIGHT: Key =
     Key::new("router-disk-cache-hit-weight").env(&["DYN_ROUTER_DISK_CACHE_HIT_WEIGHT"]).expects(NUMBER);
+const ROOM_WEIGHT: Key = Key::new("router-room-weight").env(&["DYN_ROUTER_ROOM_WEIGHT"]).expects(NUMBER);
 const TEMPERATURE: Key = Key::new("router-temperature").env(&["DYN_ROUTER_TEMPERATURE"]).expects(NUMBER);
 const TRACK_ACTIVE: Key =
     Key::new("router-track-active-blocks").env(&["DYN_ROUTER_TRACK_ACTIVE_BLOCKS"]).expects(SWITCH);
@@ -81,7 +83,7 @@ const REQUEST_EXPIRY: &str = "DYN_ROUTER_ACTIVE_REQUEST_EXPIRY_SECS";
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Routing")]
 pub(crate) struct RouterArgs {
-    /// How a worker is chosen: round-robin, random, kv or direct [env: DYN_ROUTER_MODE] [default: round-robin]
+    /// How a worker is chosen: round-robin, random, least-loaded, power-of-two, kv or direct [env: DYN_ROUTER_MODE] [default: round-robin]
     #[arg(long, value_name = "MODE")]
     router_mode: Option<RouterMode>,
     /// kv: what a block to compute costs beside a block to hold; 0 ignores caches [default: 4]
@@ -105,6 +107,10 @@ pub(crate) struct RouterArgs {
     /// kv: what a block on disk takes off the prompt [default: 0.25]
     #[arg(long, value_name = "WEIGHT")]
     router_disk_cache_hit_weight: Option<f64>,
+    /// kv: what a new block costs beside one to compute, on the worker whose cache is the fullest; less on emptier ones
+    /// [default: 0.5]
+    #[arg(long, value_name = "WEIGHT")]
+    router_room_weight: Option<f64>,
     /// kv: 0 takes the cheapest worker, more spreads the choice [env: DYN_ROUTER_TEMPERATURE] [default: 0]
     #[arg(long, value_name = "T")]
     router_temperature: Option<f64>,
@@ -201,6 +207,7 @@ impl RouterArgs {
                 self.router_disk_cache_hit_weight,
                 base.disk_cache_hit_weight,
             )?,
+            room_weight: number(&ROOM_WEIGHT, self.router_room_weight, base.room_weight)?,
             temperature: number(&TEMPERATURE, self.router_temperature, base.temperature)?,
             track_active_blocks: layers.switch(
                 &TRACK_ACTIVE,

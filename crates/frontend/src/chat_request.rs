@@ -64,6 +64,8 @@ pub(crate) fn chat_request(request: ChatCompletionRequest, headers: RoutingHeade
     let mut nvext = request.nvext.unwrap_or_default();
     let worker_id = headers.worker_id.or_else(|| nvext.worker_id());
     let hints = nvext.agent_hints.clone().unwrap_or_default();
+    let constraints = nvext.routing_constraints.take().unwrap_or_default();
+    let preferred = constraints.preferred_taints.into_iter();
     let mut sampling = SamplingOptions {
         n: None,
         best_of: None,
@@ -114,6 +116,8 @@ pub(crate) fn chat_request(request: ChatCompletionRequest, headers: RoutingHeade
             priority_jump: headers.priority.map_or(hints.priority_jump(), |jump| f64::from(jump).max(0.0)),
             strict_priority: headers.strict_priority.or(hints.strict_priority).unwrap_or(0),
             session: None,
+            required_taints: constraints.required_taints,
+            preferred_taints: preferred.map(|(taint, weight)| (taint, f64::from(weight))).collect(),
         },
     }
 }
@@ -172,6 +176,15 @@ mod tests {
         headers.insert("x-dp-rank", HeaderValue::from_static("many"));
         let routed = chat_request(request(body), RoutingHeaders::of(&headers));
         assert_eq!((routed.worker_id, routed.dp_rank), (Some(9), Some(2)));
+    }
+
+    #[test]
+    fn taints_are_read() {
+        let body = json!({"nvext": {"routing_constraints":
+            {"required_taints": ["gpu=b"], "preferred_taints": {"fast": 0.5}}}});
+        let routing = chat_request(request(body), RoutingHeaders::default()).routing;
+        assert_eq!(routing.required_taints, ["gpu=b"]);
+        assert_eq!(routing.preferred_taints, [("fast".to_owned(), 0.5)]);
     }
 
     #[test]

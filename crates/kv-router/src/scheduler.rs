@@ -14,7 +14,7 @@ use workers::Workers;
 use crate::{
     ActiveSequences, BusyThresholds, Candidate, ConfigError, KvRouterConfig, MatchBuffer, NewRequest,
     PotentialLoads, ReservationId, SelectConfig, SelectError, SelectRequest, SelectScratch, Selection,
-    TooManyActive, WorkerId, WorkerProfile, WorkerRank, WorkerSlot, select,
+    SlotLoad, TooManyActive, WorkerId, WorkerProfile, WorkerRank, WorkerSlot, select,
 };
 
 /// A request that wants a worker.
@@ -222,6 +222,16 @@ impl KvScheduler {
     pub fn eligible(&mut self, request: &SelectRequest<'_>) -> impl Iterator<Item = WorkerRank> + Clone {
         self.judge();
         self.workers.eligible(request).map(|candidate| candidate.worker)
+    }
+
+    /// As [`Self::eligible`], with what runs there.
+    pub fn eligible_loads(
+        &mut self,
+        request: &SelectRequest<'_>,
+    ) -> impl Iterator<Item = (WorkerRank, SlotLoad)> + Clone {
+        self.judge();
+        let active = &self.active;
+        self.workers.eligible(request).map(move |candidate| (candidate.worker, active.load(candidate.slot)))
     }
 
     /// The first token came.

@@ -4,6 +4,7 @@ mod balance;
 mod cost;
 mod eligible;
 mod pick;
+mod room;
 
 use std::sync::Arc;
 
@@ -182,7 +183,7 @@ pub fn select(
     if scored.is_empty() {
         return Err(eligible::why_none(request, candidates, overloaded));
     }
-    cost::score(scored, request, candidates, &config);
+    cost::score(scored, request, candidates, matches, &config);
     let cheapest = scored.iter().map(|scored| scored.cost).fold(f64::INFINITY, f64::min);
     let best_overlap_blocks = scored.iter().map(|scored| scored.overlap.device).max().unwrap_or(0);
     if let Some(balance) = &config.balance {

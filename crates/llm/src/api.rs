@@ -101,6 +101,10 @@ pub struct RoutingWishes {
     pub strict_priority: u32,
     /// The session that it belongs to.
     pub session: Option<Session>,
+    /// Labels that its worker must have, all of them.
+    pub required_taints: Vec<String>,
+    /// Labels that its worker should have, by weight; only the KV mode looks at them.
+    pub preferred_taints: Vec<(String, f64)>,
 }
 
 /// A validated chat request.

@@ -60,6 +60,9 @@ pub struct RuntimeConfigCard {
     pub data_parallel_start_rank: u32,
     /// Whether the worker answers queries about its KV events.
     pub enable_local_indexer: bool,
+    /// Labels that requests may ask for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub taints: Vec<String>,
 }
 
 /// Why a directory is not a model.

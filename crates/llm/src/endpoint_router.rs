@@ -333,6 +333,8 @@ fn route_request<'a>(
         priority_jump: 0.0,
         strict_priority: 0,
         deadline,
+        required_taints: &[],
+        preferred_taints: &[],
     }
 }
 

@@ -171,6 +171,8 @@ fn route_request<'a>(
         priority_jump: request.routing.priority_jump,
         strict_priority: request.routing.strict_priority,
         deadline,
+        required_taints: &request.routing.required_taints,
+        preferred_taints: &request.routing.preferred_taints,
     }
 }
 

@@ -365,6 +365,8 @@ impl Router {
             pinned_worker: request.pinned_worker,
             pinned_rank: request.pinned_rank,
             excluded: request.excluded,
+            required_taints: request.required_taints,
+            preferred_taints: request.preferred_taints,
             ..SelectRequest::default()
         };
         let (Some(sessions), Some(session), None) = (&self.sessions, request.session, select.pinned_worker)
@@ -388,6 +390,7 @@ impl Router {
                     candidate.worker == worker
                         && !candidate.draining
                         && !select.excluded.contains(&worker.worker_id)
+                        && select.required_taints.iter().all(|taint| candidate.profile.taints.contains(taint))
                 };
                 scheduler.candidates().iter().any(is_there)
             }

@@ -151,6 +151,7 @@ fn wanted(instances: &[Seen], cards: &BTreeMap<u64, WorkerCard>) -> BTreeMap<u64
             },
             // Whoever is in doubt is avoided request by request, for it is asked when nobody else is left.
             draining: state == InstanceState::Draining,
+            taints: runtime.taints.clone(),
         };
         Some((worker_id, worker))
     };

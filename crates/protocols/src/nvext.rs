@@ -1,5 +1,7 @@
 //! The `nvext` object: what the incumbent's clients ask for beside OpenAI's fields.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -117,6 +119,8 @@ impl AgentHints {
 pub struct RoutingConstraints {
     /// All of these.
     pub required_taints: Vec<String>,
+    /// These, by weight: the more a worker has of them, the cheaper it counts.
+    pub preferred_taints: BTreeMap<String, f32>,
 }
 
 /// An answer's extensions: what `extra_fields` asked for.

@@ -5,7 +5,8 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 
 use crate::{
-    ChatCompletionRequest, ChatMessage, NvExt, RequestError, ResponseFormat, ToolChoice, ToolChoiceMode,
+    ChatCompletionRequest, ChatMessage, NvExt, RequestError, ResponseFormat, RoutingConstraints, ToolChoice,
+    ToolChoiceMode,
 };
 
 /// OpenAI's limits on what a request may hold.
@@ -203,8 +204,6 @@ fn nvext(nvext: &NvExt) -> Checked {
     let annotations = nvext.annotations.iter().flatten();
     let unserved_annotation =
         annotations.map(String::as_str).any(|name| matches!(name, "formatted_prompt" | "token_ids"));
-    let constrained =
-        nvext.routing_constraints.as_ref().is_some_and(|taints| !taints.required_taints.is_empty());
     for (asked, param) in [
         (raw, "nvext.use_raw_prompt"),
         (nvext.max_thinking_tokens.is_some(), "nvext.max_thinking_tokens"),
@@ -212,17 +211,34 @@ fn nvext(nvext: &NvExt) -> Checked {
         (nvext.prefill_worker_id.is_some(), "nvext.prefill_worker_id"),
         (nvext.prefill_dp_rank.is_some(), "nvext.prefill_dp_rank"),
         (unserved_annotation, "nvext.annotations"),
-        (constrained, "nvext.routing_constraints"),
     ] {
         if asked {
             return Err(RequestError::not_served(param, "not served"));
         }
+    }
+    if let Some(constraints) = &nvext.routing_constraints {
+        routing_constraints(constraints)?;
     }
     for field in nvext.extra_fields.iter().flatten() {
         if !matches!(field.as_str(), "worker_id" | "timing" | "stop_reason") {
             let message = format!("`{field:.64}` is not served, only worker_id, timing and stop_reason");
             return Err(RequestError::not_served("nvext.extra_fields", message));
         }
+    }
+    Ok(())
+}
+
+/// Taints that a request may name: each is looked for at each worker.
+const MAX_TAINTS: usize = 64;
+
+fn routing_constraints(constraints: &RoutingConstraints) -> Checked {
+    let RoutingConstraints { required_taints, preferred_taints } = constraints;
+    let param = "nvext.routing_constraints";
+    if required_taints.len() + preferred_taints.len() > MAX_TAINTS {
+        return Err(RequestError::invalid(param, format!("more than {MAX_TAINTS} taints")));
+    }
+    if preferred_taints.values().any(|weight| !weight.is_finite()) {
+        return Err(RequestError::invalid(param, "weights must be finite numbers"));
     }
     Ok(())
 }

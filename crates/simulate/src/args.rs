@@ -3,7 +3,9 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, value_parser};
-use dynamo_kv_router::{ApproximateConfig, CachePolicy, CacheSource, KvRouterConfig};
+use dynamo_kv_router::{
+    ApproximateConfig, BusyThresholds, CachePolicy, CacheSource, KvRouterConfig, QueueConfig, QueuePolicy,
+};
 use dynamo_mocker::{MockerConfig, PreemptionPolicy};
 use serde::Serialize;
 
@@ -62,7 +64,10 @@ pub struct SimulateArgs {
     /// Workers
     #[arg(long, visible_alias = "num-workers", default_value_t = 8, value_parser = value_parser!(u32).range(1..=100_000), help_heading = "Workers")]
     pub workers: u32,
-    /// KV blocks of each worker
+    /// Data-parallel ranks of each worker, each with blocks and steps of its own
+    #[arg(long, visible_alias = "dp-size", default_value_t = 1, value_parser = value_parser!(u32).range(1..=4096), help_heading = "Workers")]
+    pub data_parallel_size: u32,
+    /// KV blocks of each rank
     #[arg(long, visible_aliases = ["num-gpu-blocks-override", "blocks-per-worker"], default_value_t = 16_384, value_parser = value_parser!(u32).range(1..), help_heading = "Workers")]
     pub blocks: u32,
     /// Tokens of a KV block
@@ -109,12 +114,31 @@ pub struct SimulateArgs {
     /// What a block to prefill costs beside a block to decode
     #[arg(long, visible_alias = "kv-overlap-score-weight", default_value_t = KvRouterConfig::DEFAULT.prefill_load_scale, help_heading = "Router")]
     pub router_kv_overlap_score_weight: f64,
+    /// What a new block costs beside one to prefill, on the worker whose cache is the fullest; less on emptier ones
+    #[arg(long, default_value_t = KvRouterConfig::DEFAULT.room_weight, help_heading = "Router")]
+    pub router_room_weight: f64,
     /// 0 takes the cheapest worker; above, the higher, the more even the choice
     #[arg(long, default_value_t = KvRouterConfig::DEFAULT.temperature, help_heading = "Router")]
     pub router_temperature: f64,
     /// How much busier than the others a worker may become for the sake of its cache; 0: without bound
     #[arg(long, default_value_t = KvRouterConfig::DEFAULT.max_imbalance.unwrap_or(0.0), help_heading = "Router")]
     pub router_max_imbalance: f64,
+    /// Requests wait while all workers have more prompt tokens outstanding than this many of their largest steps
+    #[arg(long, value_name = "STEPS", help_heading = "Router")]
+    pub router_queue_threshold: Option<f64>,
+    /// Which of those that wait is next: fcfs, lcfs, wspt or edf
+    #[arg(long, value_name = "POLICY", default_value_t = QueuePolicy::default(), help_heading = "Router")]
+    #[serde(serialize_with = "by_name")]
+    pub router_queue_policy: QueuePolicy,
+    /// Workers take no more requests over this share of their KV blocks
+    #[arg(long, value_name = "SHARE", help_heading = "Router")]
+    pub active_decode_blocks_threshold: Option<f64>,
+    /// Workers take no more requests over so many prompt tokens that are still to be computed
+    #[arg(long, value_name = "TOKENS", help_heading = "Router")]
+    pub active_prefill_tokens_threshold: Option<u64>,
+    /// The same, in steps of the worker's largest batch
+    #[arg(long, value_name = "STEPS", help_heading = "Router")]
+    pub active_prefill_tokens_threshold_frac: Option<f64>,
     /// Do not count the blocks of running requests
     #[arg(long, help_heading = "Router")]
     pub no_router_track_active_blocks: bool,
@@ -180,6 +204,7 @@ impl SimulateArgs {
         let engine = MockerConfig {
             num_gpu_blocks: self.blocks,
             block_size: self.block_size,
+            data_parallel_size: self.data_parallel_size,
             max_num_seqs: self.max_num_seqs,
             max_num_batched_tokens: self.max_num_batched_tokens,
             enable_prefix_caching: !self.no_enable_prefix_caching,
@@ -192,12 +217,23 @@ impl SimulateArgs {
         };
         engine.validate()?;
         let kv = KvRouterConfig {
+            room_weight: self.router_room_weight,
             temperature: self.router_temperature,
             track_active_blocks: !self.no_router_track_active_blocks,
             track_output_blocks: self.router_track_output_blocks,
             assume_kv_reuse: !self.no_router_assume_kv_reuse,
             caches: self.caches()?,
             max_imbalance: (self.router_max_imbalance > 0.0).then_some(self.router_max_imbalance),
+            busy: BusyThresholds {
+                active_decode_blocks: self.active_decode_blocks_threshold,
+                active_prefill_tokens: self.active_prefill_tokens_threshold,
+                active_prefill_tokens_frac: self.active_prefill_tokens_threshold_frac,
+            },
+            queue: QueueConfig {
+                threshold: self.router_queue_threshold,
+                policy: self.router_queue_policy,
+                ..QueueConfig::OFF
+            },
             ..KvRouterConfig::DEFAULT
         }
         .with_overlap_score_weight(self.router_kv_overlap_score_weight);
@@ -238,4 +274,8 @@ impl SimulateArgs {
 
 fn shown<S: serde::Serializer>(value: &impl std::fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
+}
+
+fn by_name<S: serde::Serializer>(policy: &QueuePolicy, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(policy.name())
 }

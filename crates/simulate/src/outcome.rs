@@ -10,7 +10,7 @@ use crate::{Mode, args::SimulateArgs};
 /// How evenly requests fell on workers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Balance {
-    /// Requests of each worker.
+    /// Requests of each worker, or of each rank where workers have several.
     pub requests: Vec<u64>,
     /// Their mean.
     pub mean: f64,
@@ -20,7 +20,7 @@ pub struct Balance {
     pub max_over_mean: f64,
 }
 
-/// Requests that waited to be admitted, over all workers.
+/// Requests that waited: at the router for a worker, or at their worker to be admitted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Queue {
     /// The mean over the samples.
@@ -36,7 +36,7 @@ pub struct Sample {
     pub seconds: f64,
     /// Requests that wait.
     pub waiting: u64,
-    /// Requests that wait or are computed, on each worker: the mean since the sample before.
+    /// Requests that wait or are computed, on each worker's each rank: the mean since the sample before.
     pub live: Vec<f64>,
     /// Share of the prompt tokens that were cached, of requests whose first token came since the last sample.
     pub cached_share: Option<f64>,

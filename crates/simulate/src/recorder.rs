@@ -84,7 +84,7 @@ impl Recorder {
     pub(crate) fn new(setting: &Setting, requests: usize, window: Duration) -> Self {
         Self {
             times: vec![Times::default(); requests],
-            by_worker: vec![0; setting.workers as usize],
+            by_worker: vec![0; setting.ranks() as usize],
             requests: 0,
             refused: BTreeMap::new(),
             first_token: histogram(),
@@ -99,7 +99,7 @@ impl Recorder {
             samples: Vec::new(),
             sample_period: (window / SAMPLES).max(Duration::from_micros(1)),
             since: (0, 0),
-            live: vec![Live::default(); setting.workers as usize],
+            live: vec![Live::default(); setting.ranks() as usize],
             end: Duration::ZERO,
         }
     }
@@ -119,7 +119,7 @@ impl Recorder {
         self.by_worker[worker as usize] += 1;
     }
 
-    /// One worker's queue had so many, and has so many now.
+    /// One worker's queue, or the router's, had so many, and has so many now.
     pub(crate) fn queue_changed(&mut self, before: usize, after: usize) {
         self.waiting = self.waiting + after as u64 - before as u64;
         self.max_waiting = self.max_waiting.max(self.waiting);
@@ -188,13 +188,13 @@ impl Recorder {
         let per_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
         let window = self.last_arrival.as_secs_f64();
         let served_share = self.served() as f64 / self.requests.max(1) as f64;
-        let all_blocks = setting.workers as usize * setting.engine.num_gpu_blocks as usize;
+        let all_blocks = setting.ranks() as usize * setting.engine.num_gpu_blocks as usize;
         let trace_blocks =
             all_blocks * setting.engine.block_size as usize / setting.trace_block_tokens as usize;
         let prompts = requests.iter().map(|request| request.hash_ids.as_slice());
         let waiting: u64 = self.samples.iter().map(|sample| sample.waiting).sum();
         let routed: u64 = self.by_worker.iter().sum();
-        let mean = routed as f64 / setting.workers as f64;
+        let mean = routed as f64 / setting.ranks() as f64;
         let over_mean =
             |count: Option<&u64>| count.map_or(0.0, |count| *count as f64 / mean.max(f64::MIN_POSITIVE));
         Outcome {

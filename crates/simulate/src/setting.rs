@@ -35,7 +35,8 @@ impl std::fmt::Display for Mode {
 pub struct Setting {
     /// Workers, all alike.
     pub workers: u32,
-    /// Each of them; `speedup_ratio` divides the time of its steps.
+    /// Each of them; `speedup_ratio` divides the time of its steps. Each of its data-parallel ranks has blocks and steps of
+    /// its own.
     pub engine: MockerConfig,
     /// How they are chosen.
     pub mode: Mode,
@@ -57,4 +58,11 @@ pub struct Setting {
     pub output_tokens: Option<u32>,
     /// Equal seeds give equal results.
     pub seed: u64,
+}
+
+impl Setting {
+    /// Ranks of all workers: rank `r` of worker `w` has the number `w · ranks + r`.
+    pub(crate) fn ranks(&self) -> u32 {
+        self.workers.saturating_mul(self.engine.data_parallel_size)
+    }
 }

@@ -15,7 +15,7 @@ use crate::{
     Outcome, Setting, SimulateError,
     prompts::Prompts,
     recorder::Recorder,
-    router::{Booking, Router},
+    router::{Booking, Refusal, Routed, Router},
     worker::Worker,
 };
 
@@ -26,6 +26,8 @@ enum Event {
     Step(u32),
     /// A worker's KV events reach the router.
     Kv(u32, Vec<KvCacheEventData>),
+    /// Somebody may have waited for a worker for too long.
+    Impatience,
 }
 
 struct Due {
@@ -67,7 +69,7 @@ pub fn simulate(requests: &[TraceRequest], setting: &Setting) -> Result<Outcome,
         return Err(SimulateError::flag("--speedup", "give a number above 0"));
     }
     let workers =
-        (0..setting.workers).map(|_| Worker::new(&setting.engine)).collect::<Result<Vec<_>, _>>()?;
+        (0..setting.ranks()).map(|_| Worker::new(&setting.engine)).collect::<Result<Vec<_>, _>>()?;
     // The engine's own check went before.
     let block_size = BlockSize::new(setting.engine.block_size)
         .ok_or_else(|| SimulateError::flag("--block-size", "give at least 1"))?;
@@ -120,6 +122,7 @@ impl Run<'_> {
                 Event::Arrival(request) => self.arrive(request, time),
                 Event::Step(worker) => self.step(worker, time),
                 Event::Kv(worker, events) => self.router.apply(worker, &events),
+                Event::Impatience => self.lose_patience(time),
             }
         }
         self.recorder.finish(self.setting, self.requests, &self.workers)
@@ -144,37 +147,68 @@ impl Run<'_> {
         let follows = self.turns.starts().get(self.next_start.wrapping_sub(1)) != Some(&index);
         self.recorder.arrived(index, now);
         self.prompts.prompt(request, &mut self.prompt);
-        match self.router.route(&self.prompt, now) {
-            Err(error) => self.recorder.refused(error.to_string()),
-            Ok(booking) => {
-                let new = NewRequest {
-                    id: RequestId(u64::from(index)),
-                    prompt: self.prompt.clone(),
-                    hash_seed: HashSeed::PLAIN,
-                    max_new_tokens: self.prompts.answer_len(request) as usize,
-                    deadline: None,
-                };
-                let worker = &mut self.workers[booking.worker as usize];
-                let before = worker.waiting();
-                match worker.submit(new, index) {
-                    Ok(()) => {
-                        self.bookings[index as usize] = Some(booking);
-                        self.recorder.routed(index, booking.worker);
-                        self.begin(booking.worker, now, before);
-                    }
-                    Err(error) => {
-                        self.router.free(booking);
-                        self.recorder.refused(kind_of(&error));
-                    }
-                }
+        let before = self.router.waiting();
+        match self.router.route(index, &self.prompt, now) {
+            Ok(Routed::Booked(booking)) => self.send(index, booking, now),
+            Ok(Routed::Waits(until)) => {
+                self.recorder.queue_changed(before, self.router.waiting());
+                self.foresee(until, Event::Impatience);
             }
-        }
-        if self.bookings[index as usize].is_none() {
-            // A client goes on after a refusal.
-            self.follow(index, now);
+            Err(refusal) => self.refuse(index, reason(&refusal), now),
         }
         if !follows {
             self.foresee_start();
+        }
+    }
+
+    /// Hands a request, whose prompt is in `self.prompt`, to its worker.
+    fn send(&mut self, index: u32, booking: Booking, now: Duration) {
+        let new = NewRequest {
+            id: RequestId(u64::from(index)),
+            prompt: self.prompt.clone(),
+            hash_seed: HashSeed::PLAIN,
+            max_new_tokens: self.prompts.answer_len(&self.requests[index as usize]) as usize,
+            deadline: None,
+        };
+        let worker = &mut self.workers[booking.rank as usize];
+        let before = worker.waiting();
+        match worker.submit(new, index) {
+            Ok(()) => {
+                self.bookings[index as usize] = Some(booking);
+                self.recorder.routed(index, booking.rank);
+                self.begin(booking.rank, now, before);
+            }
+            Err(error) => {
+                self.router.free(booking);
+                self.refuse(index, kind_of(&error), now);
+            }
+        }
+    }
+
+    fn refuse(&mut self, index: u32, why: String, now: Duration) {
+        self.recorder.refused(why);
+        // A client goes on after a refusal.
+        self.follow(index, now);
+    }
+
+    /// Calls those who wait for a worker, one after the other, while there is room.
+    fn call_waiting(&mut self, now: Duration) {
+        while let Some(index) = self.router.next_in_queue() {
+            let waiting = self.router.waiting();
+            self.recorder.queue_changed(waiting + 1, waiting);
+            self.prompts.prompt(&self.requests[index as usize], &mut self.prompt);
+            match self.router.call(&self.prompt, now) {
+                Ok(booking) => self.send(index, booking, now),
+                Err(refusal) => self.refuse(index, reason(&refusal), now),
+            }
+        }
+    }
+
+    fn lose_patience(&mut self, now: Duration) {
+        while let Some(index) = self.router.next_expired(now) {
+            let waiting = self.router.waiting();
+            self.recorder.queue_changed(waiting + 1, waiting);
+            self.refuse(index, "waited for a worker for too long".to_owned(), now);
         }
     }
 
@@ -220,6 +254,7 @@ impl Run<'_> {
         }
         self.advances = advances;
         self.begin(worker, now, waiting);
+        self.call_waiting(now);
     }
 
     /// A request is over: the next turn of its session is due some time.
@@ -242,4 +277,12 @@ fn kind_of(error: &dynamo_scheduler::SubmitError) -> String {
         E::Duplicate(_) | E::EmptyPrompt | E::NothingAsked => "the request is malformed",
     }
     .to_owned()
+}
+
+/// A refusal by the router, without numbers too.
+fn reason(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Schedule(error) => error.to_string(),
+        Refusal::Queue(rejected) => format!("the router's queue is full ({})", rejected.reason()),
+    }
 }

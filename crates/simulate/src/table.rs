@@ -10,9 +10,14 @@ pub(crate) fn table(report: &Report) -> String {
     let args = &report.parameters;
     let _ = writeln!(
         out,
-        "{}: {} workers of {} blocks of {} tokens, seed {}\n",
+        "{}: {} workers of {}{} blocks of {} tokens, seed {}\n",
         args.trace.display(),
         args.workers,
+        if args.data_parallel_size > 1 {
+            format!("{} ranks of ", args.data_parallel_size)
+        } else {
+            String::new()
+        },
         args.blocks,
         args.block_size,
         args.seed

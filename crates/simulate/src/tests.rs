@@ -1,6 +1,8 @@
 use std::time::Duration;
 
-use dynamo_kv_router::{ApproximateConfig, CachePolicy, CacheSource, KvRouterConfig};
+use dynamo_kv_router::{
+    ApproximateConfig, BusyThresholds, CachePolicy, CacheSource, KvRouterConfig, QueueConfig, QueuePolicy,
+};
 use dynamo_mocker::MockerConfig;
 use dynamo_trace::TraceRequest;
 
@@ -71,6 +73,74 @@ fn kv_routing_finds_what_round_robin_does_not() {
     assert!(kv.first_token.mean_ms < turns.first_token.mean_ms);
     assert!(kv.balance.min_over_mean > 0.5 && kv.balance.max_over_mean < 1.5, "{:?}", kv.balance);
     assert_eq!(turns.balance.requests, [41; 4]);
+}
+
+#[test]
+fn no_worker_starves_while_others_have_the_block_that_all_prompts_begin_with() {
+    // Requests come one after the other, so that no worker is ever busy.
+    let mut trace = conversations(150, 4, 2000.0);
+    for request in &mut trace {
+        request.hash_ids.insert(0, 1 << 40);
+        request.input_length += 64;
+    }
+    let with = |room_weight| {
+        let kv = KvRouterConfig { room_weight, ..KvRouterConfig::DEFAULT };
+        simulate(&trace, &Setting { workers: 16, kv, ..setting(Mode::Kv) }).unwrap()
+    };
+    let (even, starving) = (with(KvRouterConfig::DEFAULT.room_weight), with(0.0));
+    assert_eq!(starving.balance.min_over_mean, 0.0);
+    assert!(even.balance.min_over_mean > 0.5, "{:?}", even.balance);
+    assert!(even.cached_share > starving.cached_share - 0.02, "{}", even.cached_share);
+}
+
+#[test]
+fn ranks_of_a_worker_are_served_like_workers() {
+    let trace = conversations(41, 4, 100.0);
+    let engine = MockerConfig { data_parallel_size: 2, ..setting(Mode::Kv).engine };
+    for mode in [Mode::Kv, Mode::RoundRobin] {
+        let ranks = Setting { workers: 2, engine: engine.clone(), ..setting(mode) };
+        let (ranks, workers) = (simulate(&trace, &ranks).unwrap(), simulate(&trace, &setting(mode)).unwrap());
+        assert_eq!((ranks.answered, ranks.balance.requests.len()), (164, 4));
+        assert!((ranks.cached_share - workers.cached_share).abs() < 0.03, "{}", ranks.cached_share);
+        assert_eq!(ranks.cached_share_limit, workers.cached_share_limit);
+    }
+}
+
+/// Far more than four workers can do at once.
+fn rush() -> Vec<TraceRequest> {
+    conversations(300, 1, 0.1)
+}
+
+#[test]
+fn who_must_wait_for_a_worker_is_served_later_and_in_the_order_of_the_policy() {
+    let with = |threshold, policy| {
+        let queue = QueueConfig { threshold, policy, ..QueueConfig::OFF };
+        let setting =
+            Setting { kv: KvRouterConfig { queue, ..KvRouterConfig::DEFAULT }, ..setting(Mode::Kv) };
+        simulate(&rush(), &setting).unwrap()
+    };
+    let (queued, free) = (with(Some(0.5), QueuePolicy::Fcfs), with(None, QueuePolicy::Fcfs));
+    assert_eq!((queued.answered, free.answered), (300, 300));
+    assert!(queued.queue.max > 100, "{:?}", queued.queue);
+    let last_first = with(Some(0.5), QueuePolicy::Lcfs);
+    assert_eq!(last_first.answered, 300);
+    assert_ne!(json(&last_first), json(&queued));
+    assert_eq!(json(&queued), json(&with(Some(0.5), QueuePolicy::Fcfs)));
+    let impatient =
+        QueueConfig { threshold: Some(0.0), max_wait: Duration::from_millis(50), ..QueueConfig::OFF };
+    let kv = KvRouterConfig { queue: impatient, ..KvRouterConfig::DEFAULT };
+    let impatient = simulate(&rush(), &Setting { kv, ..setting(Mode::Kv) }).unwrap();
+    let late = impatient.refused["waited for a worker for too long"];
+    assert!(late > 0 && impatient.answered + late == 300, "{:?}", impatient.refused);
+}
+
+#[test]
+fn busy_workers_refuse_and_are_counted() {
+    let busy = BusyThresholds { active_prefill_tokens: Some(2000), ..BusyThresholds::NONE };
+    let kv = KvRouterConfig { busy, ..KvRouterConfig::DEFAULT };
+    let outcome = simulate(&rush(), &Setting { kv, ..setting(Mode::Kv) }).unwrap();
+    let refused = outcome.refused["all workers that may serve the request are overloaded"];
+    assert!(refused > 0 && outcome.answered + refused == 300, "{:?}", outcome.refused);
 }
 
 #[test]

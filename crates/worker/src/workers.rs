@@ -51,6 +51,8 @@ pub struct WorkerConfig {
     /// For each worker the ports on which its engine publishes KV events as vLLM does; the worker then listens there,
     /// as to a real engine. Empty: engine and publisher share the process's memory.
     pub wire_ports: Vec<WirePorts>,
+    /// Labels that requests may ask for, of all of them.
+    pub taints: Vec<String>,
 }
 
 /// Why workers did not start.
@@ -140,6 +142,7 @@ impl Workers {
                     data_parallel_size: engine.data_parallel_size,
                     data_parallel_start_rank: 0,
                     enable_local_indexer: true,
+                    taints: config.taints.clone(),
                 },
             },
         )?;

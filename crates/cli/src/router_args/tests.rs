@@ -38,6 +38,7 @@ fn flags_go_over_variables_and_reach_the_router() {
         ("DYN_ROUTER_REPLICA_SYNC", "true"),
         ("DYN_ROUTER_ACTIVE_REQUEST_EXPIRY_SECS", "60"),
         ("DYN_ROUTER_TRACK_PREFILL_TOKENS", "true"),
+        ("DYN_ROUTER_ROOM_WEIGHT", "0.25"),
     ];
     let args = [
         "--router-queue-policy=lcfs",
@@ -50,7 +51,7 @@ fn flags_go_over_variables_and_reach_the_router() {
     let kv = config.kv;
     assert_eq!((kv.queue.threshold, kv.queue.policy), (Some(4.0), QueuePolicy::Lcfs));
     assert_eq!((kv.busy.active_decode_blocks, kv.max_imbalance), (Some(0.9), None));
-    assert_eq!(kv.active_request_expiry, Duration::from_secs(60));
+    assert_eq!((kv.active_request_expiry, kv.room_weight), (Duration::from_secs(60), 0.25));
     assert!(config.replica_sync);
     let affinity = AffinityConfig { ttl: Duration::from_secs(5), mode: AffinityMode::Soft };
     assert_eq!(config.affinity, Some(affinity));

@@ -12,6 +12,7 @@ fn workers_at(endpoint: &str) -> WorkerConfig {
         context_length: None,
         num_workers: 1,
         wire_ports: Vec::new(),
+        taints: Vec::new(),
         engine: MockerConfig::default(),
     }
 }

@@ -2,8 +2,8 @@
 
 use dynamo_tokens::BlockSize;
 
-use super::{Balance, Candidate, Scored, SelectRequest};
-use crate::{KvRouterConfig, Match, RouterOverrides, TierMatch};
+use super::{Balance, Candidate, Scored, SelectRequest, room::Fills};
+use crate::{KvRouterConfig, Match, MatchBuffer, RouterOverrides, TierMatch};
 
 /// Leading blocks of a prompt that a rank has, each in the nearest place where it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,12 +35,13 @@ impl Overlap {
 /// credit  = overlap_score_credit / (1 + decay · (prefill − least prefill of all) / block size / max(1, blocks))
 /// overlap = credit · device + host weight · host + disk weight · disk
 /// prefill = max(0, (active prefill tokens + isl) / block size − overlap)
-/// cost    = prefill_load_scale · prefill + decode + decode_active_request_weight · requests
+/// room    = room_weight · (isl / block size − device) · how full its cache is beside the fullest
+/// cost    = prefill_load_scale · (prefill + room) + decode + decode_active_request_weight · requests
 /// cost   *= exp(−tanh(Σ weights of preferred taints that it has))
 /// ```
 ///
 /// where `blocks` are those of the prompt and `decode` is the blocks active there with the request's own. With the
-/// defaults this is `(active prefill tokens + new tokens) / block size + decode`. Where blocks are not tracked, `decode` is
+/// reference's defaults this is `(active prefill tokens + new tokens) / block size + decode`. Where blocks are not tracked, `decode` is
 /// the whole blocks of `prefill`. Where prefill tokens are not tracked, the cost is `max(0, decode − overlap)` and the
 /// requests' part: a worker that only decodes is chosen for the blocks that need not be brought to it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,6 +54,7 @@ pub struct SelectConfig {
     pub overlap_score_credit_decay: f64,
     pub host_cache_hit_weight: f64,
     pub disk_cache_hit_weight: f64,
+    pub room_weight: f64,
     pub decode_active_request_weight: f64,
     pub temperature: f64,
     pub track_active_blocks: bool,
@@ -70,6 +72,7 @@ impl SelectConfig {
             overlap_score_credit_decay: config.overlap_score_credit_decay,
             host_cache_hit_weight: config.host_cache_hit_weight,
             disk_cache_hit_weight: config.disk_cache_hit_weight,
+            room_weight: config.room_weight,
             decode_active_request_weight: config.decode_active_request_weight,
             temperature: config.temperature,
             track_active_blocks: config.track_active_blocks,
@@ -88,6 +91,10 @@ impl SelectConfig {
         }
         config.overlap_score_credit = overrides.overlap_score_credit.unwrap_or(config.overlap_score_credit);
         config.prefill_load_scale = overrides.prefill_load_scale.unwrap_or(config.prefill_load_scale);
+        if config.overlap_score_credit == 0.0 {
+            // Caches do not matter to this request, for better or worse.
+            config.room_weight = 0.0;
+        }
         config.temperature = overrides.temperature.unwrap_or(config.temperature);
         config.track_prefill_tokens = overrides.track_prefill_tokens.unwrap_or(config.track_prefill_tokens);
         config
@@ -99,11 +106,13 @@ pub(super) fn score(
     scored: &mut [Scored],
     request: &SelectRequest<'_>,
     candidates: &[Candidate],
+    matches: &MatchBuffer,
     config: &SelectConfig,
 ) {
     let block_size = config.block_size.get() as f64;
     let blocks = config.block_size.blocks_for(request.isl_tokens).max(1) as f64;
     let least_prefill = scored.iter().map(|scored| scored.load.prefill_tokens).min().unwrap_or(0);
+    let fills = (config.room_weight > 0.0).then(|| Fills::new(scored, candidates, matches));
     for entry in scored {
         let Scored { overlap, load, .. } = *entry;
         let behind = (load.prefill_tokens - least_prefill) as f64 / block_size;
@@ -118,7 +127,11 @@ pub(super) fn score(
                 let raw = (load.prefill_tokens as f64 + request.isl_tokens as f64) / block_size;
                 let prefill = (raw - saved).max(0.0);
                 let decode = if config.track_active_blocks { load.decode_blocks } else { prefill.floor() };
-                config.prefill_load_scale * prefill + decode
+                let room = fills.as_ref().map_or(0.0, |fills| {
+                    let new_blocks = request.isl_tokens as f64 / block_size - f64::from(overlap.device);
+                    config.room_weight * new_blocks.max(0.0) * fills.of(entry)
+                });
+                config.prefill_load_scale * (prefill + room) + decode
             } else {
                 let saved = if config.overlap_score_credit > 0.0 { saved } else { 0.0 };
                 (load.decode_blocks - saved).max(0.0)

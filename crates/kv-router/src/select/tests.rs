@@ -13,6 +13,7 @@ const CONFIG: SelectConfig = SelectConfig {
     overlap_score_credit_decay: 0.0,
     host_cache_hit_weight: 0.75,
     disk_cache_hit_weight: 0.25,
+    room_weight: 0.0,
     decode_active_request_weight: 0.0,
     temperature: 0.0,
     track_active_blocks: true,
@@ -227,6 +228,31 @@ fn ties_go_to_the_fewest_cached_blocks_and_then_to_all_alike() {
     bench.matches.clear();
     let counts = bench.chosen(&request(64), &CONFIG);
     assert!(counts.iter().all(|count| count.abs_diff(1000) < 150), "{counts:?}");
+}
+
+#[test]
+fn an_emptier_cache_takes_prompts_that_share_little_with_a_fuller_one() {
+    let roomy = SelectConfig { room_weight: 0.5, ..CONFIG };
+    let mut bench = Bench::new();
+    let held = |bench: &mut Bench, held: [u32; 3]| bench.matches.set_held_blocks(held.into_iter());
+    bench.matches.push(hit(0, 3));
+    bench.matches.push(hit(1, 3));
+    held(&mut bench, [100, 100, 40]);
+    // 10 blocks, 3 of them cached: 7 + 10 and half a block for each of 7, or 10 + 10 and 0.2 for each of 10.
+    assert_eq!(bench.chosen(&request(160), &roomy)[2], 0);
+    held(&mut bench, [100, 100, 5]);
+    let chosen = bench.select(&request(160), &roomy).unwrap();
+    assert_eq!((chosen.slot.index(), chosen.cost), (2, 20.25));
+    assert_eq!(bench.chosen(&request(160), &CONFIG)[2], 0, "without the weight only what is cached counts");
+    let blind = RouterOverrides { overlap_score_credit: Some(0.0), ..RouterOverrides::default() };
+    let blind = SelectRequest { overrides: blind, ..request(160) };
+    assert_eq!(bench.select(&blind, &roomy).unwrap().cost, 20.0, "a request that ignores caches");
+    // Of caches of different sizes the share counts: 5 of 5 blocks are as full as 100 of 100.
+    for (candidate, blocks) in bench.candidates.iter_mut().zip([100, 100, 5]) {
+        let limits = RankLimits { total_kv_blocks: Some(blocks), ..RankLimits::default() };
+        candidate.profile = Arc::new(WorkerProfile { limits, ..WorkerProfile::default() });
+    }
+    assert_eq!(bench.chosen(&request(160), &roomy)[2], 0);
 }
 
 #[test]

@@ -49,6 +49,7 @@ struct Eligible {
     pinned_worker: Option<u64>,
     pinned_rank: Option<DpRank>,
     excluded: Vec<u64>,
+    required_taints: Vec<String>,
 }
 
 impl Eligible {
@@ -57,13 +58,15 @@ impl Eligible {
             pinned_worker: self.pinned_worker,
             pinned_rank: self.pinned_rank,
             excluded: &self.excluded,
+            required_taints: &self.required_taints,
             ..SelectRequest::default()
         }
     }
 
     /// 0 for whoever goes anywhere; else the same for the same workers.
     fn lane(&self) -> u64 {
-        if self.pinned_worker.is_none() && self.pinned_rank.is_none() && self.excluded.is_empty() {
+        let is_bound = self.pinned_worker.is_some() || self.pinned_rank.is_some();
+        if !is_bound && self.excluded.is_empty() && self.required_taints.is_empty() {
             return 0;
         }
         let mut hasher = DefaultHasher::new();
@@ -85,6 +88,7 @@ impl Wanted {
             pinned_worker: select.pinned_worker,
             pinned_rank: select.pinned_rank,
             excluded: select.excluded.to_vec(),
+            required_taints: select.required_taints.to_vec(),
         };
         Self { who, isl_tokens: select.isl_tokens, cached_tokens }
     }

@@ -12,6 +12,10 @@ pub enum RouterMode {
     RoundRobin,
     /// Any.
     Random,
+    /// Whoever runs the fewest requests.
+    LeastLoaded,
+    /// The less loaded of two that are drawn.
+    PowerOfTwo,
     /// By what workers have cached and what runs on them.
     Kv,
     /// As the request says, or not at all.
@@ -25,9 +29,11 @@ impl std::str::FromStr for RouterMode {
         match text.to_ascii_lowercase().replace('_', "-").as_str() {
             "round-robin" => Ok(Self::RoundRobin),
             "random" => Ok(Self::Random),
+            "least-loaded" => Ok(Self::LeastLoaded),
+            "power-of-two" => Ok(Self::PowerOfTwo),
             "kv" => Ok(Self::Kv),
             "direct" => Ok(Self::Direct),
-            _ => Err("use round-robin, random, kv or direct".to_owned()),
+            _ => Err("use round-robin, random, least-loaded, power-of-two, kv or direct".to_owned()),
         }
     }
 }
@@ -37,6 +43,8 @@ impl std::fmt::Display for RouterMode {
         f.write_str(match self {
             Self::RoundRobin => "round-robin",
             Self::Random => "random",
+            Self::LeastLoaded => "least-loaded",
+            Self::PowerOfTwo => "power-of-two",
             Self::Kv => "kv",
             Self::Direct => "direct",
         })

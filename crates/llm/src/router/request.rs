@@ -7,7 +7,7 @@ use dynamo_kv_router::{RankLimits, WorkerProfile};
 use dynamo_tokens::HashSeed;
 
 /// A worker of the model, as discovery and its card describe it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RoutedWorker {
     pub(crate) worker_id: u64,
     pub(crate) epoch: u64,
@@ -16,6 +16,8 @@ pub(crate) struct RoutedWorker {
     /// Of each rank.
     pub(crate) limits: RankLimits,
     pub(crate) draining: bool,
+    /// Labels that requests may ask for.
+    pub(crate) taints: Vec<String>,
 }
 
 impl RoutedWorker {
@@ -24,7 +26,7 @@ impl RoutedWorker {
     }
 
     pub(super) fn profile(&self) -> WorkerProfile {
-        WorkerProfile { limits: self.limits, ..WorkerProfile::default() }
+        WorkerProfile { limits: self.limits, taints: self.taints.clone(), ..WorkerProfile::default() }
     }
 }
 
@@ -56,4 +58,8 @@ pub(crate) struct RouteRequest<'a> {
     pub(crate) strict_priority: u32,
     /// When an answer is of no use any more.
     pub(crate) deadline: Option<Instant>,
+    /// Labels that its worker must have, all of them.
+    pub(crate) required_taints: &'a [String],
+    /// Labels that its worker should have, by weight.
+    pub(crate) preferred_taints: &'a [(String, f64)],
 }

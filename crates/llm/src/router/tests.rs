@@ -19,6 +19,7 @@ pub(super) const WORKER: RoutedWorker = RoutedWorker {
     ranks: 1,
     limits: RankLimits { total_kv_blocks: None, max_num_batched_tokens: Some(100), max_num_seqs: None },
     draining: false,
+    taints: Vec::new(),
 };
 
 fn with_workers(config: RouterConfig, workers: &[u64]) -> Arc<Router> {
@@ -58,6 +59,8 @@ pub(super) fn request<'a>(tokens: &'a [u32], excluded: &'a [u64]) -> RouteReques
         priority_jump: 0.0,
         strict_priority: 0,
         deadline: None,
+        required_taints: &[],
+        preferred_taints: &[],
     }
 }
 
@@ -87,6 +90,49 @@ fn direct_needs_a_worker() {
     assert_eq!(route(&router, &pinned).unwrap().worker(), (9, 0));
     let unknown = RouteRequest { pinned_worker: Some(10), ..request(&tokens, &[]) };
     assert!(matches!(route(&router, &unknown), Err(GenerateError::NoWorkers)));
+}
+
+#[test]
+fn taints_that_a_request_needs_bind_it_in_every_mode() {
+    use RouterMode::{Kv, LeastLoaded, PowerOfTwo, Random, RoundRobin};
+    let taint = |name: &str| vec![name.to_owned()];
+    for mode in [RoundRobin, Random, Kv, LeastLoaded, PowerOfTwo] {
+        let router = router(mode);
+        router.set_worker(&RoutedWorker { worker_id: 8, taints: taint("zone=b"), ..WORKER });
+        let tokens = [1; 10];
+        let zone = taint("zone=b");
+        let wanted = RouteRequest { required_taints: &zone, ..request(&tokens, &[]) };
+        let bookings: Vec<Booking> = (0..6).map(|_| route(&router, &wanted).unwrap()).collect();
+        assert!(bookings.iter().all(|booking| booking.worker().0 == 8), "{mode}");
+        let nowhere = taint("zone=c");
+        let nowhere = RouteRequest { required_taints: &nowhere, ..request(&tokens, &[]) };
+        assert!(matches!(route(&router, &nowhere), Err(GenerateError::NoWorkers)), "{mode}");
+    }
+    let router = router(Kv);
+    router.set_worker(&RoutedWorker { worker_id: 9, taints: taint("fast"), ..WORKER });
+    let preferred = [("fast".to_owned(), 1.0)];
+    let tokens = [1; 40];
+    let wanted = RouteRequest { preferred_taints: &preferred, ..request(&tokens, &[]) };
+    assert!((0..6).all(|_| route(&router, &wanted).unwrap().worker().0 == 9));
+}
+
+#[test]
+fn the_modes_by_load_take_whoever_runs_less() {
+    let tokens = [1; 10];
+    let least = router(RouterMode::LeastLoaded);
+    let held: Vec<Booking> = (0..9).map(|_| route(&least, &request(&tokens, &[])).unwrap()).collect();
+    let count = |held: &[Booking], worker| held.iter().filter(|booking| booking.worker().0 == worker).count();
+    assert_eq!([7, 8, 9].map(|worker| count(&held, worker)), [3; 3]);
+    let two = router(RouterMode::PowerOfTwo);
+    // Whoever runs the most is only taken against itself, and two different ones are drawn.
+    let on_seven: Vec<Booking> = (0..20)
+        .map(|_| route(&two, &RouteRequest { pinned_worker: Some(7), ..request(&tokens, &[]) }).unwrap())
+        .collect();
+    let held: Vec<Booking> = (0..20).map(|_| route(&two, &request(&tokens, &[])).unwrap()).collect();
+    assert_eq!((on_seven.len(), count(&held, 7)), (20, 0));
+    assert!(count(&held, 8) > 0 && count(&held, 9) > 0);
+    let alone = request(&tokens, &[7, 8]);
+    assert_eq!(route(&two, &alone).unwrap().worker().0, 9);
 }
 
 #[test]
@@ -146,10 +192,10 @@ fn output_blocks_are_of_tokens_however_they_come() {
 #[test]
 fn a_worker_that_cannot_be_taken_on_is_said_to_be() {
     let router = router(RouterMode::Kv);
-    let worker = RoutedWorker { worker_id: 10, ranks: 1 << 20, ..WORKER };
-    assert!(!router.set_worker(&worker));
-    assert!(!router.set_worker(&RoutedWorker { worker_id: 7, epoch: 0, ranks: 1, ..worker }));
-    assert!(router.set_worker(&RoutedWorker { ranks: 1, ..worker }));
+    let worker = || RoutedWorker { worker_id: 10, ranks: 1 << 20, ..WORKER };
+    assert!(!router.set_worker(&worker()));
+    assert!(!router.set_worker(&RoutedWorker { worker_id: 7, epoch: 0, ranks: 1, ..worker() }));
+    assert!(router.set_worker(&RoutedWorker { ranks: 1, ..worker() }));
 }
 
 fn queueing(threshold: f64) -> RouterConfig {

@@ -32,6 +32,7 @@ fn check(tokenizer_config: Option<&str>, custom: Option<&[u8]>) -> Result<(), St
             data_parallel_size: 1,
             data_parallel_start_rank: 0,
             enable_local_indexer: true,
+            taints: Vec::new(),
         },
     };
     let card = ModelCard::from_directory(folder.path(), options).unwrap();

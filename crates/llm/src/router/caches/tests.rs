@@ -27,6 +27,8 @@ fn request(tokens: &[u32]) -> RouteRequest<'_> {
         priority_jump: 0.0,
         strict_priority: 0,
         deadline: None,
+        required_taints: &[],
+        preferred_taints: &[],
     }
 }
 

@@ -58,6 +58,8 @@ impl Replica {
             priority_jump: 0.0,
             strict_priority: 0,
             deadline: None,
+            required_taints: &[],
+            preferred_taints: &[],
         };
         self.router.route(&request).await.unwrap()
     }
