@@ -176,8 +176,8 @@ impl Lane {
         self.counters.0.lost.fetch_add(messages, Ordering::Relaxed);
     }
 
-    /// Between what a peer gave and the first message that was heard, some are missing: the peer has them by now, or will in a
-    /// moment. What comes meanwhile waits in the lane.
+    /// Between what a peer gave and the first message that was heard, some are missing: the peer has them by now, or
+    /// will in a moment. What comes meanwhile waits in the lane.
     async fn fill(&self, rank: WorkerRank, generation: u64, missing: Range<u64>) {
         let LaneShared { model, key, refill } = &self.shared;
         let messages = missing.end - missing.start;

@@ -21,7 +21,8 @@ use super::{
 
 /// Between two looks at how far a peer is: it hears the same engine, a moment earlier or later.
 pub(super) const LOOK: Duration = Duration::from_millis(50);
-/// After a try in vain peers are left alone for so long: a lane waits meanwhile, and others may want the same.
+/// After a try in vain peers are left alone for so long: a lane waits meanwhile, and others may want the same. One who
+/// says at once that it does not know a rank keeps nobody waiting, and may know the next.
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// Asks peers for what a rank holds. One rank at a time, for its events are in memory.
@@ -50,6 +51,7 @@ impl Refill {
             return None;
         }
         let deadline = Instant::now() + self.limits.total;
+        let mut is_slow = false;
         for url in &self.peers {
             let asking = self.ask(url, key, rank, up_to);
             match timeout_at(deadline, asking).await.unwrap_or(Err(RecoveryError::Slow(self.limits.total))) {
@@ -57,10 +59,13 @@ impl Refill {
                     *failed = None;
                     return Some(events);
                 }
-                Err(error) => tracing::info!(peer = url, %error, "a peer does not give what a rank lacks"),
+                Err(error) => {
+                    is_slow |= !matches!(error, RecoveryError::Unknown);
+                    tracing::info!(peer = url, %error, "a peer does not give what a rank lacks");
+                }
             }
         }
-        *failed = Some(Instant::now());
+        *failed = is_slow.then(Instant::now);
         None
     }
 

@@ -87,6 +87,39 @@ async fn a_hole_that_no_peer_fills_is_a_loss_and_the_rest_goes_on() {
 }
 
 #[tokio::test]
+async fn a_rank_that_no_peer_knows_does_not_keep_others_from_what_they_lack() {
+    let first = serve(config(&[])).await;
+    first.healthy().await;
+    for instance in [7, 8] {
+        assert_eq!(first.post("/register", engine(instance)).await.0, 201);
+        for sequence in 0..4 {
+            first.source.deliver(rank(instance, 0), numbered(sequence)).await.unwrap();
+        }
+    }
+    let has_all = |workers: &Value| (0..2).all(|at| workers[at]["listeners"]["0"]["last_batch"] == 3);
+    first.until("/workers", &Value::Null, has_all).await;
+    let second = serve(config(&[format!("http://{}", first.address)])).await;
+    second.healthy().await;
+    let gone = json!({"instance_id": 7, "model_name": "m"});
+    assert_eq!(first.post("/unregister", gone).await.0, 200);
+    second.source.deliver(rank(7, 0), numbered(6)).await.unwrap();
+    let lost = async {
+        while metric(&second, "dynamo_kvindexer_lost_messages_total").await < 2 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), lost).await.unwrap();
+    for sequence in 4..7 {
+        first.source.deliver(rank(8, 0), numbered(sequence)).await.unwrap();
+    }
+    second.source.deliver(rank(8, 0), numbered(6)).await.unwrap();
+    let hashes: Vec<u64> = (100..200).collect();
+    let query = json!({"block_hashes": hashes, "model_name": "m"});
+    second.until("/query_by_hash", &query, |answer| answer["scores"]["8"]["0"] == 7 * 4).await;
+    assert_eq!(metric(&second, "dynamo_kvindexer_refills_total").await, 1);
+}
+
+#[tokio::test]
 async fn a_peer_that_hears_the_engine_later_is_waited_for_before_its_dump_is_read() {
     let first = serve(config(&[])).await;
     first.healthy().await;
