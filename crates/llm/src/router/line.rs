@@ -94,7 +94,8 @@ impl Wanted {
     }
 }
 
-/// The most blocks of a prompt that one of those has who may serve it.
+/// The most blocks of a prompt that one of those has who may serve it. Exclusions and taints are not looked at: it only
+/// says who is next.
 pub(super) fn cached_blocks(
     scheduler: &KvScheduler,
     select: &SelectRequest<'_>,

@@ -98,14 +98,17 @@ impl Unfound {
 
     /// A prompt was looked for; whether it is time to tell.
     fn looked(&self, rank: WorkerRank, is_found: bool) -> bool {
-        self.change(|workers| {
-            let Some(watched) = workers.get_mut(&rank.worker_id) else { return false };
-            if is_found {
-                watched.is_found = true;
-                watched.misses = 0;
-                watched.samples = Vec::new();
-                return false;
-            }
+        if is_found {
+            self.change(|workers| {
+                if let Some(watched) = workers.get_mut(&rank.worker_id) {
+                    watched.is_found = true;
+                    watched.misses = 0;
+                    watched.samples = Vec::new();
+                }
+            });
+            return false;
+        }
+        self.workers.lock().get_mut(&rank.worker_id).is_some_and(|watched| {
             watched.misses = watched.misses.saturating_add(1);
             watched.misses == MISSES
         })
