@@ -128,7 +128,7 @@ pub struct SimulateArgs {
     pub router_queue_threshold: Option<f64>,
     /// Which of those that wait is next: fcfs, lcfs, wspt or edf
     #[arg(long, value_name = "POLICY", default_value_t = QueuePolicy::default(), help_heading = "Router")]
-    #[serde(serialize_with = "by_name")]
+    #[serde(serialize_with = "shown")]
     pub router_queue_policy: QueuePolicy,
     /// Workers take no more requests over this share of their KV blocks
     #[arg(long, value_name = "SHARE", help_heading = "Router")]
@@ -274,8 +274,4 @@ impl SimulateArgs {
 
 fn shown<S: serde::Serializer>(value: &impl std::fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
-}
-
-fn by_name<S: serde::Serializer>(policy: &QueuePolicy, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(policy.name())
 }

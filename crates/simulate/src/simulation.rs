@@ -30,6 +30,9 @@ enum Event {
     Impatience,
 }
 
+/// Ranks of all workers at most, as many as there may be workers: each has an engine in memory.
+const MAX_RANKS: u32 = 100_000;
+
 struct Due {
     time: Duration,
     /// Counts events, so that of several at one time the one that was foreseen first happens first.
@@ -62,8 +65,12 @@ impl Eq for Due {}
 /// # Errors
 /// If the setting makes no sense.
 pub fn simulate(requests: &[TraceRequest], setting: &Setting) -> Result<Outcome, SimulateError> {
-    if setting.workers == 0 {
-        return Err(SimulateError::flag("--workers", "give at least one"));
+    if setting.ranks() == 0 {
+        return Err(SimulateError::flag("--workers", "give at least one, of at least one rank"));
+    }
+    if setting.ranks() > MAX_RANKS {
+        let why = format!("workers times ranks must not be more than {MAX_RANKS}");
+        return Err(SimulateError::flag("--data-parallel-size", why));
     }
     if !(setting.speedup.is_finite() && setting.speedup > 0.0) {
         return Err(SimulateError::flag("--speedup", "give a number above 0"));

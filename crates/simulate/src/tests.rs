@@ -106,6 +106,17 @@ fn ranks_of_a_worker_are_served_like_workers() {
     }
 }
 
+#[test]
+fn more_ranks_than_fit_into_memory_are_refused() {
+    let with = |workers, data_parallel_size| {
+        let engine = MockerConfig { data_parallel_size, ..setting(Mode::Kv).engine };
+        simulate(&conversations(1, 1, 1.0), &Setting { workers, engine, ..setting(Mode::Kv) })
+    };
+    assert!(with(0, 1).unwrap_err().to_string().contains("--workers"));
+    assert!(with(4, 0).unwrap_err().to_string().contains("--workers"));
+    assert!(with(100_000, 4096).unwrap_err().to_string().contains("--data-parallel-size"));
+}
+
 /// Far more than four workers can do at once.
 fn rush() -> Vec<TraceRequest> {
     conversations(300, 1, 0.1)
