@@ -83,7 +83,8 @@ const REQUEST_EXPIRY: &str = "DYN_ROUTER_ACTIVE_REQUEST_EXPIRY_SECS";
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Routing")]
 pub(crate) struct RouterArgs {
-    /// How a worker is chosen: round-robin, random, least-loaded, power-of-two, kv or direct [env: DYN_ROUTER_MODE] [default: round-robin]
+    /// How a worker is chosen: round-robin, random, least-loaded, power-of-two, kv or direct
+    /// [env: DYN_ROUTER_MODE] [default: round-robin]
     #[arg(long, value_name = "MODE")]
     router_mode: Option<RouterMode>,
     /// kv: what a block to compute costs beside a block to hold; 0 ignores caches [default: 4]
@@ -108,7 +109,7 @@ pub(crate) struct RouterArgs {
     #[arg(long, value_name = "WEIGHT")]
     router_disk_cache_hit_weight: Option<f64>,
     /// kv: what a new block costs beside one to compute, on the worker whose cache is the fullest; less on emptier ones
-    /// [default: 0.5]
+    /// [env: DYN_ROUTER_ROOM_WEIGHT] [default: 0.5]
     #[arg(long, value_name = "WEIGHT")]
     router_room_weight: Option<f64>,
     /// kv: 0 takes the cheapest worker, more spreads the choice [env: DYN_ROUTER_TEMPERATURE] [default: 0]

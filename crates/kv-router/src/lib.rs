@@ -2,8 +2,8 @@
 //!
 //! A [`KvIndex`] is fed with the workers' events and answers which rank of which worker holds how many leading blocks
 //! of a prompt; a [`LaneIndex`] is the same for many threads, over an index of any [`IndexerKind`]. Of engines without
-//! events, and ahead of events, [`SentPrompts`] remember what was sent to them. A [`KvScheduler`] counts what runs where, and
-//! chooses. An [`EventOrder`] per rank finds out whether events were lost, and how to get them back from the
+//! events, and ahead of events, [`SentPrompts`] remember what was sent to them. A [`KvScheduler`] counts what runs
+//! where, and chooses. An [`EventOrder`] per rank finds out whether events were lost, and how to get them back from the
 //! [`LocalIndexer`] beside the engine.
 //!
 //! Nothing here does I/O, and all but the lanes of a [`LaneIndex`] neither spawns, sleeps nor asks for the time: events

@@ -3,8 +3,8 @@
 use dynamo_engine_api::{ExternalBlockHash, KvCacheEventData, StorageTier};
 use rustc_hash::FxHashMap;
 
-/// Blocks that are counted on all tiers: 64 MiB, and as many blocks of sixteen tokens as 64 million tokens make, more than a rank's
-/// memory holds. A block beyond it counts as stored once.
+/// Blocks that are counted on all tiers: 64 MiB, and as many blocks of sixteen tokens as 64 million tokens make, more
+/// than a rank's memory holds. A block beyond it counts as stored once.
 const MAX_COUNTED: usize = 1 << 22;
 
 /// The blocks of one rank.

@@ -41,8 +41,8 @@ impl Overlap {
 /// ```
 ///
 /// where `blocks` are those of the prompt and `decode` is the blocks active there with the request's own. With the
-/// reference's defaults this is `(active prefill tokens + new tokens) / block size + decode`. Where blocks are not tracked, `decode` is
-/// the whole blocks of `prefill`. Where prefill tokens are not tracked, the cost is `max(0, decode − overlap)` and the
+/// reference's defaults this is `(active prefill tokens + new tokens) / block size + decode`. Where blocks are not
+/// tracked, `decode` is the whole blocks of `prefill`. Where prefill tokens are not tracked, the cost is `max(0, decode − overlap)` and the
 /// requests' part: a worker that only decodes is chosen for the blocks that need not be brought to it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs, reason = "the settings of KvRouterConfig")]

@@ -150,9 +150,13 @@ async fn blocks_on_the_host_count_for_a_router_that_saw_them_come_and_for_one_th
     };
     let lower = [StorageTier::HostPinned, StorageTier::Disk].into();
     assert_eq!((tiers(&early), tiers(&late)), (lower, [StorageTier::HostPinned, StorageTier::Disk].into()));
-    // To one that does not care, the device's block is all there is.
-    let weights =
-        KvRouterConfig { host_cache_hit_weight: 0.0, disk_cache_hit_weight: 0.0, ..KvRouterConfig::DEFAULT };
+    // To one that does not care, neither for these tiers nor for room, the device's block is all there is.
+    let weights = KvRouterConfig {
+        host_cache_hit_weight: 0.0,
+        disk_cache_hit_weight: 0.0,
+        room_weight: 0.0,
+        ..KvRouterConfig::DEFAULT
+    };
     let careless = deployment.router(weights).await;
     careless.until_settled(2).await;
     careless.until("it looks at devices", |_| careless.choice() == Some((8, 1))).await;
