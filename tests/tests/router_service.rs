@@ -111,7 +111,8 @@ fn a_router_chooses_who_has_the_prompt_and_keeps_books() {
             .filter(|(_, requests)| *requests > 0)
             .collect::<Vec<_>>()
     };
-    assert_eq!(busy(), []);
+    // The client has its answers a moment before the router has noted that they are over.
+    eventually("its own requests are over", Duration::from_secs(10), || busy().is_empty().then_some(()));
     let new = json!({"method": "new", "tokens": request.token_ids, "request_id": "r1"});
     let booked = client.ask_json(BEST, &new).unwrap();
     assert_eq!((&booked["method"], &booked["worker_id"]), (&json!("new"), &best["worker_id"]));
@@ -186,7 +187,10 @@ fn a_router_killed_under_load_has_the_same_index_when_it_is_back() {
     eventually("the index is what the workers hold", Duration::from_secs(10), || {
         (router_holds(&router) == wanted).then_some(())
     });
-    let restarted = client.generate(GENERATE, None, &prompt(3, 64)).unwrap();
+    // The client may know only the one that was killed for a moment more.
+    let restarted = eventually("the client finds the new router", Duration::from_secs(10), || {
+        client.generate(GENERATE, None, &prompt(3, 64)).ok()
+    });
     assert_eq!(tokens(&restarted).len(), 8);
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use dynamo_tests::{Frontend, Stack, WorkerOptions, eventually, get, post};
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[test]
 fn repeats_of_a_prompt_go_to_one_worker_with_cached_tokens() {
@@ -117,6 +117,58 @@ fn a_model_is_there_when_enough_workers_are() {
     assert_eq!(status(), 200);
 }
 
+#[test]
+fn a_request_that_needs_a_taint_goes_to_the_worker_that_has_it_or_nowhere() {
+    let mut stack = Stack::new();
+    let frontends =
+        ["kv", "round-robin", "least-loaded"].map(|mode| stack.frontend(&["--router-mode", mode]));
+    let _plain = stack.worker(&WorkerOptions { workers: 2, ..WorkerOptions::default() });
+    let more = ["--worker-taints", "zone=b, fast"].map(str::to_owned).to_vec();
+    let ids = |frontend: &Frontend| -> BTreeSet<u64> {
+        let health = get(&frontend.address, "/health").expect("an answer").json();
+        let instances = health["instances"].as_array().expect("instances").iter();
+        instances.filter_map(|instance| instance["instance_id"].as_u64()).collect()
+    };
+    frontends[0].wait_for_workers(2);
+    let plain = ids(&frontends[0]);
+    let tainted = stack.worker(&WorkerOptions { more, ..WorkerOptions::default() });
+    let request = |prompt: u32, taints: &[&str]| {
+        json!({
+            "model": "tiny",
+            "max_tokens": 4,
+            "messages": [{"role": "user", "content": format!("prompt number {prompt}")}],
+            "nvext": {"extra_fields": ["worker_id"], "routing_constraints": {"required_taints": taints}},
+        })
+    };
+    let worker_of = |frontend: &Frontend, body: &Value| {
+        let answer = post(&frontend.address, "/v1/chat/completions", body).expect("an answer");
+        (answer.status, answer.json()["nvext"]["worker_id"]["decode_worker_id"].as_u64())
+    };
+    for frontend in &frontends {
+        frontend.wait_for_workers(3);
+        let own: Vec<u64> = ids(frontend).difference(&plain).copied().collect();
+        for taints in [&["zone=b"][..], &["fast", "zone=b"]] {
+            for prompt in 0..8 {
+                assert_eq!(worker_of(frontend, &request(prompt, taints)), (200, Some(own[0])));
+            }
+        }
+        for taints in [&["zone=c"][..], &["zone=b", "slow"]] {
+            assert_eq!(worker_of(frontend, &request(0, taints)), (503, None));
+        }
+        // Whoever needs none goes to the others too.
+        let anyone: BTreeSet<u64> =
+            (0..30).filter_map(|prompt| worker_of(frontend, &request(prompt, &[])).1).collect();
+        assert!(anyone.intersection(&plain).next().is_some(), "{anyone:?}");
+    }
+    tainted.process.signal(Signal::TERM);
+    for frontend in &frontends {
+        eventually("nobody has it any more", Duration::from_secs(30), || {
+            (worker_of(frontend, &request(0, &["zone=b"])).0 == 503).then_some(())
+        });
+        assert_eq!(worker_of(frontend, &request(0, &[])).0, 200);
+    }
+}
+
 /// The worker that served a prompt, the prompt's tokens, and those that the worker had cached.
 fn ask(frontend: &Frontend, content: &str) -> (u64, u64, u64) {
     let body = json!({
@@ -127,7 +179,7 @@ fn ask(frontend: &Frontend, content: &str) -> (u64, u64, u64) {
     });
     let answer = post(&frontend.address, "/v1/chat/completions", &body).expect("an answer").json();
     let usage = &answer["usage"];
-    let number = |value: &serde_json::Value| value.as_u64().unwrap_or_else(|| panic!("{answer}"));
+    let number = |value: &Value| value.as_u64().unwrap_or_else(|| panic!("{answer}"));
     (
         number(&answer["nvext"]["worker_id"]["decode_worker_id"]),
         number(&usage["prompt_tokens"]),
