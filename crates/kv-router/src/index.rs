@@ -49,6 +49,8 @@ pub trait PrefixIndex: Send + Sync {
     /// same; after [`ApplyError::Full`] those before the first that found no room are stored; after the other errors nothing
     /// has changed.
     fn apply(&mut self, slot: Slot, event: &KvCacheEventData) -> Result<(), ApplyError>;
+    /// Says that an event will come soon, whose memory may be asked for.
+    fn announce(&self, _event: &KvCacheEventData) {}
     /// Forgets all blocks of a slot; a slot that is not known is nothing to forget.
     fn clear(&mut self, slot: Slot);
     /// Replaces `out` by the slots that hold the first block of `local`, each with the length of its leading run.
@@ -132,11 +134,8 @@ pub struct MatchBuffer {
     chain: Vec<SequenceHash>,
     /// Scratch: slot indices that hold the first block, and may have holes.
     astray: Vec<u32>,
-    /// Scratch of an index that finds a slot more than once, by slot index: in which query it was found last, and where
-    /// in `matches` it is.
-    positions: Vec<u64>,
-    /// The number of that index's last query.
-    query: u32,
+    /// Scratch of an index that finds a slot more than once, by slot index: where in `matches` it is, if it is there.
+    positions: Vec<u32>,
 }
 
 impl MatchBuffer {
@@ -149,6 +148,23 @@ impl MatchBuffer {
         self.chain.clear();
         self.lower.clear();
         self.astray.clear();
+    }
+
+    /// Remembers that a slot is about to be added to `matches`.
+    #[inline]
+    fn note_position(&mut self, slot: Slot) {
+        let index = slot.index();
+        if index >= self.positions.len() {
+            self.positions.resize(index + 1, 0);
+        }
+        self.positions[index] = self.matches.len() as u32;
+    }
+
+    /// A slot's match, if its position was noted for this answer.
+    #[inline]
+    fn noted(&mut self, slot: Slot) -> Option<&mut Match> {
+        let position = *self.positions.get(slot.index())?;
+        self.matches.get_mut(position as usize).filter(|found| found.slot == slot)
     }
 
     /// The slots with at least one block, in no order.

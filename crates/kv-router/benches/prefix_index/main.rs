@@ -6,17 +6,19 @@
 //! ```
 //!
 //! Indexes: `run`, `radix`, `concurrent`, `positional`. Default: blocks of 64 tokens, 32 workers with 50,000 blocks each, all indexes
-//! and phases (`read`, `mixed`, `one-block`, `cycles`; writing is always one). Rates count
+//! and phases (`read`, `mixed`, `one-block`, `cycles`; writing is always one). Writes go
+//! through a router's queue to one lane, and count until it is drained; `direct` ones are plain calls. Rates count
 //! stored and removed blocks, and the blocks of all queries. Bytes are those that are allocated, and `page_bytes` those
 //! of resident pages, for each (block, worker) pair held.
 
 mod memory;
 mod phases;
+mod queued;
 mod wide;
 mod workload;
 
 use dynamo_kv_router::{
-    ConcurrentRadixTree, PositionalIndexer, PrefixIndex, RadixTree, RunIndex, SharedIndex,
+    ConcurrentRadixTree, IndexerKind, PositionalIndexer, PrefixIndex, RadixTree, RunIndex, SharedIndex,
 };
 
 #[global_allocator]
@@ -24,6 +26,8 @@ static ALLOCATOR: memory::Counting = memory::Counting;
 
 /// An index under test.
 trait Subject: PrefixIndex + Sized {
+    /// As it is chosen for a router.
+    const KIND: IndexerKind;
     fn make() -> Self;
     /// A reader for another thread, if it needs no lock.
     fn reader(&self) -> Option<Box<dyn SharedIndex>> {
@@ -32,6 +36,7 @@ trait Subject: PrefixIndex + Sized {
 }
 
 impl Subject for RunIndex {
+    const KIND: IndexerKind = IndexerKind::Run;
     fn make() -> Self {
         Self::new()
     }
@@ -41,12 +46,14 @@ impl Subject for RunIndex {
 }
 
 impl Subject for RadixTree {
+    const KIND: IndexerKind = IndexerKind::Radix;
     fn make() -> Self {
         Self::new()
     }
 }
 
 impl Subject for ConcurrentRadixTree {
+    const KIND: IndexerKind = IndexerKind::ConcurrentRadix;
     fn make() -> Self {
         Self::new()
     }
@@ -56,6 +63,7 @@ impl Subject for ConcurrentRadixTree {
 }
 
 impl Subject for PositionalIndexer {
+    const KIND: IndexerKind = IndexerKind::Positional;
     fn make() -> Self {
         Self::default()
     }

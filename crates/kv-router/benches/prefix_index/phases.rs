@@ -14,7 +14,7 @@ use dynamo_kv_router::{MatchBuffer, Slot};
 use dynamo_tokens::LocalBlockHash;
 
 use crate::{
-    Subject, memory,
+    Subject, memory, queued,
     workload::{Workload, blocks_of, one_by_one},
 };
 
@@ -71,16 +71,20 @@ pub(crate) fn all<I: Subject>(name: &str, load: &Workload, wanted: &str) {
     memory::take_peak();
     let (live, resident) = (memory::live(), memory::resident());
     let mut index = I::make();
-    let (seconds, computed) = write(&mut index, &load.events);
+    let (_, computed) = write(&mut index, &load.events);
+    let peak = (memory::take_peak() - live) as f64 / held;
+    let bytes = (memory::live() - live) as f64 / held;
+    let pages = memory::resident().saturating_sub(resident) as f64 / held;
+    let seconds = queued::write(I::KIND, load.workers, load.events.clone());
     println!(
         "{{\"index\":\"{name}\",\"phase\":\"write\",\"events\":{},\"blocks\":{blocks},\"s\":{seconds:.4},\
          \"Mblocks_per_s\":{:.3},\"bytes_per_held\":{:.2},\"page_bytes_per_held\":{:.2},\"peak_per_held\":{:.2},\
-         \"counted_per_held\":{:.2},\"cpu_Mblocks_per_s\":{:.3},\"held\":{}}}",
+         \"counted_per_held\":{:.2},\"direct_Mblocks_per_s\":{:.3},\"held\":{}}}",
         load.events.len(),
         blocks / seconds / 1e6,
-        (memory::live() - live) as f64 / held,
-        memory::resident().saturating_sub(resident) as f64 / held,
-        (memory::take_peak() - live) as f64 / held,
+        bytes,
+        pages,
+        peak,
         index.counts().bytes as f64 / held,
         blocks / computed / 1e6,
         index.counts().blocks,
@@ -216,14 +220,13 @@ fn single<I: Subject>(name: &str, load: &Workload, blocks: f64) {
         load.events.iter().map(|(worker, event)| (*worker, one_by_one(event))).collect();
     let live = memory::live();
     let mut index = I::make();
-    let (mut store, mut remove, mut stored, mut cpu) = (0.0, 0.0, 0, 0.0);
+    let (mut store, mut remove, mut stored) = (0.0, 0.0, 0);
     for (worker, events) in &events {
-        let (start, before) = (Instant::now(), computed());
+        let start = Instant::now();
         for event in events {
             index.apply(slot(*worker), event).expect("the workers' events are in order");
         }
         let seconds = start.elapsed().as_secs_f64();
-        cpu += (computed() - before).as_secs_f64();
         if matches!(events.first(), Some(KvCacheEventData::Stored { .. })) {
             store += seconds;
             stored += events.len();
@@ -231,15 +234,16 @@ fn single<I: Subject>(name: &str, load: &Workload, blocks: f64) {
             remove += seconds;
         }
     }
+    let bytes = (memory::live() - live) as f64 / held;
+    let one_by_one =
+        events.into_iter().flat_map(|(worker, events)| events.into_iter().map(move |event| (worker, event)));
+    let seconds = queued::write(I::KIND, load.workers, one_by_one.collect());
     println!(
-        "{{\"index\":\"{name}\",\"phase\":\"one-block-writes\",\"events\":{blocks},\"s\":{:.4},\"Mblocks_per_s\":{:.3},\
-         \"Mstores_per_s\":{:.3},\"Mremovals_per_s\":{:.3},\"cpu_Mblocks_per_s\":{:.3},\"bytes_per_held\":{:.2}}}",
-        store + remove,
-        blocks / (store + remove) / 1e6,
+        "{{\"index\":\"{name}\",\"phase\":\"one-block-writes\",\"events\":{blocks},\"s\":{seconds:.4},\"Mblocks_per_s\":{:.3},\
+         \"direct_Mstores_per_s\":{:.3},\"direct_Mremovals_per_s\":{:.3},\"bytes_per_held\":{bytes:.2}}}",
+        blocks / seconds / 1e6,
         stored as f64 / store / 1e6,
         if remove > 0.0 { (blocks - stored as f64) / remove / 1e6 } else { 0.0 },
-        blocks / cpu / 1e6,
-        (memory::live() - live) as f64 / held,
     );
     read(name, "one-block-read", &index, &load.queries, false);
 }
@@ -272,7 +276,7 @@ fn cycles<I: Subject>(name: &str, load: &Workload) {
         peak = peak.max((memory::take_peak() - live) as f64 / held);
     }
     let seconds = start.elapsed().as_secs_f64();
-    let tenth = (memory::live() - live) as f64;
+    let tenth = index.counts().bytes as f64;
     write(&mut index, &drain[drain.len() * 9 / 10..]);
     let blocks = (load.event_blocks() + drained) * CYCLES;
     println!(

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use dynamo_engine_api::KvCacheEventData;
+use dynamo_engine_api::{ExternalBlockHash, KvCacheEventData};
 use dynamo_tokens::LocalBlockHash;
 
 use self::{
@@ -21,6 +21,7 @@ use self::{
 use super::{ApplyError, IndexCounts, MatchBuffer, PrefixIndex, names::Aliases};
 use crate::Slot;
 
+mod blocks;
 mod children;
 mod clear;
 mod columns;
@@ -38,6 +39,7 @@ mod memory;
 mod names;
 mod naming;
 mod reader;
+mod regions;
 mod remove;
 mod shared;
 mod space;
@@ -77,6 +79,8 @@ pub struct RunIndex {
     pinned: Option<At>,
     /// Scratch: blocks that may have had the name of a new block before, with the new block.
     namesakes: Vec<(u32, u32)>,
+    /// Scratch: units where there may be a block with the name of a new one, with the new block.
+    suspects: Vec<(u32, u32)>,
     /// Scratch: runs that remain to be visited.
     visit: Vec<RunId>,
 }
@@ -129,7 +133,7 @@ impl At {
 /// Events between two looks at all sizes, for readers' sake: one block is stored in less time than that takes.
 const BYTES_COUNTED_EVERY: u32 = 64;
 /// Headers in a chunk of them.
-const RUNS_PER_CHUNK: u32 = (shared::Headers::CHUNK_BYTES / (HEADER * size_of::<u64>())) as u32;
+const RUNS_PER_CHUNK: u32 = shared::Headers::LEN as u32 / HEADER as u32;
 
 impl Default for RunIndex {
     fn default() -> Self {
@@ -148,14 +152,13 @@ impl RunIndex {
         let shared = Arc::new(Shared::new());
         Self {
             reader: RunReader::new(shared.clone()),
-            shared,
-            columns: Columns::new(max_blocks),
+            columns: Columns::new(max_blocks, &shared.memory),
             cold: Vec::new(),
             runs: Space::new(RUNS_PER_CHUNK, (ChildEntry::MAX_RUNS / RUNS_PER_CHUNK) as usize),
             lists: Space::new((1 << 16) / UNIT, 1 << 14),
             children: ChildTable::new(),
             families: Families::default(),
-            names: NameTable::new(),
+            names: NameTable::new(&shared.memory),
             doubled_names: 0,
             aliases: Aliases::default(),
             holes: Holes::default(),
@@ -166,7 +169,9 @@ impl RunIndex {
             events: 0,
             pinned: None,
             namesakes: Vec::new(),
+            suspects: Vec::new(),
             visit: Vec::new(),
+            shared,
         }
     }
 
@@ -267,10 +272,8 @@ impl RunIndex {
             + self.columns.bytes()
             + self.cold.capacity() * size_of::<Cold>()
             + self.runs.bytes()
-            + self.runs.present() * shared::Headers::CHUNK_BYTES
             + shared::Headers::directory_bytes(self.runs.limit())
             + self.lists.bytes()
-            + self.lists.present() * shared::Lists::CHUNK_BYTES
             + shared::Lists::directory_bytes(self.lists.limit())
             + self.children.bytes()
             + self.families.bytes()
@@ -279,7 +282,7 @@ impl RunIndex {
             + self.holes.bytes()
             + self.slots.capacity() * size_of::<SlotState>()
             + self.limbo.bytes()
-            + self.namesakes.capacity() * size_of::<(u32, u32)>()
+            + (self.namesakes.capacity() + self.suspects.capacity()) * size_of::<(u32, u32)>()
             + self.visit.capacity() * size_of::<RunId>()
     }
 
@@ -337,6 +340,20 @@ impl PrefixIndex for RunIndex {
         };
         self.settle();
         result
+    }
+
+    fn announce(&self, event: &KvCacheEventData) {
+        /// Blocks whose lines are asked for; those of more are when the event is applied.
+        const BLOCKS: usize = 8;
+        let ask = |name: &ExternalBlockHash| self.names.prefetch(names::hash(name.0));
+        match event {
+            KvCacheEventData::Stored { parent_hash, blocks } => {
+                parent_hash.iter().for_each(ask);
+                blocks.iter().take(BLOCKS).for_each(|block| ask(&block.block_hash));
+            }
+            KvCacheEventData::Removed { block_hashes } => block_hashes.iter().take(BLOCKS).for_each(ask),
+            KvCacheEventData::Cleared => {}
+        }
     }
 
     fn clear(&mut self, slot: Slot) {

@@ -221,6 +221,11 @@ impl TieredWriter {
         }
     }
 
+    /// As [`PrefixIndex::announce`], for an event of the device.
+    pub fn announce(&self, event: &KvCacheEventData) {
+        self.device.announce(event);
+    }
+
     /// Forgets all that a slot has, on all tiers.
     pub fn clear(&mut self, slot: Slot) {
         if self.slots.get(&slot.index()).is_some_and(|names| names.slot == slot) {

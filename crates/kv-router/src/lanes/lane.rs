@@ -167,11 +167,16 @@ impl Lane {
     fn apply_all(&mut self, tasks: &mut VecDeque<Task>) {
         /// Tasks between two looks at whether to stop.
         const TASKS_PER_LOOK: usize = 256;
+        /// Events whose memory is on its way while one is applied.
+        const AHEAD: usize = 8;
         for number in 1.. {
             let Some(task) = tasks.pop_front() else { return };
             if number % TASKS_PER_LOOK == 0 && self.state.queue.is_closed() {
                 tasks.clear();
                 return;
+            }
+            if let Some(Task::Event { tier: StorageTier::Device, data, .. }) = tasks.get(AHEAD) {
+                self.writer.announce(data);
             }
             self.apply(task);
         }
@@ -187,8 +192,8 @@ impl Lane {
                 if self.spent.len() < KEPT_SPENT {
                     self.spent.push(data);
                 }
-                self.state.events_in_hand.fetch_sub(1, Ordering::Relaxed);
-                self.state.blocks_in_hand.fetch_sub(blocks, Ordering::Relaxed);
+                lower(&self.state.events_in_hand, 1);
+                lower(&self.state.blocks_in_hand, blocks);
             }
             Task::Flush(barrier) => {
                 self.tell();
@@ -255,6 +260,11 @@ impl Lane {
     }
 }
 
+/// Lowers a number that nobody else writes.
+fn lower(number: &AtomicUsize, by: usize) {
+    number.store(number.load(Ordering::Relaxed) - by, Ordering::Relaxed);
+}
+
 /// As [`crate::KvIndex::apply`].
 fn apply_to(
     writer: &mut TieredWriter,
@@ -267,13 +277,15 @@ fn apply_to(
         return Err(IndexError::StaleEpoch { offered: epoch, known: owner.epoch });
     }
     let capacity = owner.capacity.filter(|_| tier == StorageTier::Device);
-    let check = |held: u32| match capacity {
-        Some(capacity) if held > capacity => Err(IndexError::OverCapacity { held, capacity }),
+    let check = |writer: &TieredWriter| match capacity {
+        Some(capacity) if writer.held_blocks(owner.slot) > capacity => {
+            Err(IndexError::OverCapacity { held: writer.held_blocks(owner.slot), capacity })
+        }
         _ => Ok(()),
     };
     if matches!(data, KvCacheEventData::Stored { .. }) {
-        check(writer.held_blocks(owner.slot))?;
+        check(writer)?;
     }
     writer.apply(owner.slot, tier, data)?;
-    check(writer.held_blocks(owner.slot))
+    check(writer)
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::{
     header::RunId,
     memory::{Place, Unseen, Words, prefetch},
+    regions::{Memory, Piece},
     space::Space,
 };
 
@@ -25,21 +26,26 @@ pub(super) const MAX_RUN: u32 = CHUNK as u32 - UNIT;
 pub(super) type Locals = Words<CHUNK_BITS, CHUNKS>;
 
 struct Chunk {
-    names: Box<[u64]>,
+    names: Piece<u64>,
     /// By unit.
-    runs: Box<[RunId]>,
+    runs: Piece<RunId>,
 }
 
 /// The writer's columns, and who uses which part of all of them.
 pub(super) struct Columns {
     space: Space,
     chunks: Vec<Option<Chunk>>,
+    memory: Memory,
 }
 
 impl Columns {
-    pub(super) fn new(max_blocks: usize) -> Self {
+    pub(super) fn new(max_blocks: usize, memory: &Memory) -> Self {
         let max_chunks = max_blocks.div_ceil(CHUNK).min(CHUNKS);
-        Self { space: Space::new(CHUNK as u32 / UNIT, max_chunks), chunks: Vec::new() }
+        Self {
+            space: Space::new(CHUNK as u32 / UNIT, max_chunks),
+            chunks: Vec::new(),
+            memory: memory.clone(),
+        }
     }
 
     /// Room for `units`, for a run. `None` when full.
@@ -50,9 +56,8 @@ impl Columns {
             if self.chunks.len() <= index {
                 self.chunks.resize_with(index + 1, || None);
             }
-            let (names, runs) = (vec![0; CHUNK], vec![0; CHUNK / UNIT as usize]);
-            self.chunks[index] =
-                Some(Chunk { names: names.into_boxed_slice(), runs: runs.into_boxed_slice() });
+            let (names, runs) = (self.memory.take(CHUNK), self.memory.take(CHUNK / UNIT as usize));
+            self.chunks[index] = Some(Chunk { names, runs });
         }
         let place = taken.unit * UNIT;
         self.set_run(place, units, run);
@@ -100,9 +105,16 @@ impl Columns {
         chunk.names[at]
     }
 
+    /// The names of the blocks that were handed out together, a cache line; those of blocks that are gone included.
     #[inline]
-    pub(super) fn prefetch_name(&self, place: Place) {
-        let (chunk, at) = self.chunk(place);
+    pub(super) fn unit_names(&self, unit: u32) -> &[u64; UNIT as usize] {
+        let (chunk, at) = self.chunk(unit * UNIT);
+        chunk.names[at..].first_chunk().expect("a chunk is whole units")
+    }
+
+    #[inline]
+    pub(super) fn prefetch_names(&self, unit: u32) {
+        let (chunk, at) = self.chunk(unit * UNIT);
         prefetch(&chunk.names[at]);
     }
 
@@ -148,12 +160,9 @@ impl Columns {
         }
     }
 
-    /// Bytes, those of the shared column included.
+    /// Bytes beside those of the index's memory.
     pub(super) fn bytes(&self) -> usize {
-        let chunk =
-            Locals::CHUNK_BYTES + CHUNK * size_of::<u64>() + CHUNK / UNIT as usize * size_of::<RunId>();
-        self.space.present() * chunk
-            + self.space.bytes()
+        self.space.bytes()
             + self.chunks.capacity() * size_of::<Option<Chunk>>()
             + Locals::directory_bytes(self.space.limit())
     }

@@ -33,6 +33,11 @@ impl RunIndex {
         halves(self.shared.header(run)[ORIGIN].load(Relaxed))
     }
 
+    /// Whether anything may hang at `run`.
+    pub(super) fn has_children(&self, run: RunId) -> bool {
+        run == ROOT || self.cold[run as usize].children > 0
+    }
+
     /// The children of `run` in no order; those of the root are not listed.
     fn children_of(&self, run: RunId) -> impl Iterator<Item = RunId> + '_ {
         let first = self.cold[run as usize].first_child;

@@ -82,6 +82,8 @@ pub(super) fn counting(word: u64) -> i32 {
 pub(super) struct ChildEntry(pub(super) u64);
 
 impl ChildEntry {
+    /// An unused entry.
+    pub(super) const NONE: Self = Self(0);
     const RUN_BITS: u32 = 24;
     const UNIT_BITS: u32 = 25;
     const TAG: u64 = u64::MAX << (Self::RUN_BITS + Self::UNIT_BITS);

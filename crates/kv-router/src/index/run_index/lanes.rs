@@ -14,6 +14,7 @@ pub(super) const LANES: usize = 16;
 pub(super) struct Line(pub(super) [u32; LANES]);
 
 impl Line {
+    #[cfg(test)]
     pub(super) const EMPTY: Self = Self([0; LANES]);
 
     /// A bit for each entry that equals `value` where `mask` has bits.
@@ -38,6 +39,118 @@ impl Line {
             self.0.iter().rev().fold(0, |bits, &entry| bits << 1 | u32::from(entry & mask == value))
         }
     }
+}
+
+impl Line {
+    /// The entry of the first bit.
+    #[inline(always)]
+    pub(super) fn at(&self, bits: u32) -> u32 {
+        self.0[bits.trailing_zeros() as usize % LANES]
+    }
+
+    #[inline(always)]
+    pub(super) fn at_mut(&mut self, bits: u32) -> &mut u32 {
+        &mut self.0[bits.trailing_zeros() as usize % LANES]
+    }
+
+    /// A bit for each entry that is 0; and for each other one that equals `value` where `mask` has bits.
+    #[inline(always)]
+    pub(super) fn free_and_equal<L: Level>(&self, mask: u32, value: u32) -> (u32, u32) {
+        L::free_and_equal(self, mask, value)
+    }
+
+    /// Deals the entries that are not negative out to two empty lines, by a bit, with the `kept` of their bits.
+    #[inline(always)]
+    pub(super) fn split<L: Level>(&self, bit: u32, kept: u32, two: &mut [Self; 2]) {
+        L::split(self, bit, kept, two);
+    }
+}
+
+/// What the processor can do with a line.
+pub(super) trait Level {
+    fn free_and_equal(line: &Line, mask: u32, value: u32) -> (u32, u32);
+    fn split(line: &Line, bit: u32, kept: u32, two: &mut [Line; 2]);
+}
+
+/// What every processor can.
+pub(super) struct Plainly;
+
+impl Level for Plainly {
+    #[inline(always)]
+    fn free_and_equal(line: &Line, mask: u32, value: u32) -> (u32, u32) {
+        let free = line.equal(u32::MAX, 0);
+        (free, line.equal(mask, value) & !free)
+    }
+
+    fn split(line: &Line, bit: u32, kept: u32, two: &mut [Line; 2]) {
+        let mut filled = [0; 2];
+        for entry in line.0 {
+            if entry as i32 > 0 {
+                let half = usize::from(entry & bit != 0);
+                two[half].0[filled[half] % LANES] = entry & kept;
+                filled[half] += 1;
+            }
+        }
+    }
+}
+
+/// Lines in one register.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+struct Wide;
+
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+impl Level for Wide {
+    #[inline(always)]
+    fn free_and_equal(line: &Line, mask: u32, value: u32) -> (u32, u32) {
+        use std::arch::x86_64::*;
+        // SAFETY: work is done at this level only where the processor has AVX-512 (`at_best_level`); a line is 64 bytes,
+        // aligned to them.
+        unsafe {
+            let entries = _mm512_load_si512(line.0.as_ptr().cast());
+            let used = _mm512_test_epi32_mask(entries, entries);
+            let masked = _mm512_and_si512(entries, _mm512_set1_epi32(mask as i32));
+            let same = _mm512_mask_cmpeq_epi32_mask(used, masked, _mm512_set1_epi32(value as i32));
+            (u32::from(!used), u32::from(same))
+        }
+    }
+
+    #[inline(always)]
+    fn split(line: &Line, bit: u32, kept: u32, two: &mut [Line; 2]) {
+        use std::arch::x86_64::*;
+        // SAFETY: as above.
+        unsafe {
+            let entries = _mm512_load_si512(line.0.as_ptr().cast());
+            let ours = _mm512_cmpgt_epi32_mask(entries, _mm512_setzero_si512());
+            let upper = _mm512_mask_test_epi32_mask(ours, entries, _mm512_set1_epi32(bit as i32));
+            let entries = _mm512_and_si512(entries, _mm512_set1_epi32(kept as i32));
+            let lower = _mm512_maskz_compress_epi32(ours & !upper, entries);
+            _mm512_store_si512(two[0].0.as_mut_ptr().cast(), lower);
+            _mm512_store_si512(two[1].0.as_mut_ptr().cast(), _mm512_maskz_compress_epi32(upper, entries));
+        }
+    }
+}
+
+/// Work that is compiled for each level; all of it has to be inlined.
+pub(super) trait Work {
+    type Output;
+    fn run<L: Level>(self) -> Self::Output;
+}
+
+/// Does work as this processor does it best.
+#[inline]
+pub(super) fn at_best_level<W: Work>(work: W) -> W::Output {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        #[target_feature(enable = "avx512f")]
+        fn wide<W: Work>(work: W) -> W::Output {
+            work.run::<Wide>()
+        }
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            // SAFETY: the processor has it.
+            return unsafe { wide(work) };
+        }
+    }
+    work.run::<Plainly>()
 }
 
 /// Blocks compared between two branches: two lines of each side.
@@ -138,6 +251,33 @@ mod tests {
         assert_eq!(line.equal(u32::MAX, 0x8000_0005), 1 << 3);
         assert_eq!(line.equal(0xFFFF, 5), 1 << 3 | 1 << 15);
         assert_eq!(line.equal(u32::MAX, 0), 0xFFFF & !(1 << 3 | 1 << 15));
+    }
+
+    #[test]
+    fn levels_agree() {
+        struct Both<'a>(&'a Line, u32, u32, u32);
+        impl Work for Both<'_> {
+            type Output = ((u32, u32), [[u32; LANES]; 2]);
+            #[inline(always)]
+            fn run<L: Level>(self) -> Self::Output {
+                let Self(line, mask, value, bit) = self;
+                let mut two = [Line::EMPTY; 2];
+                line.split::<L>(bit, !0xF000, &mut two);
+                (line.free_and_equal::<L>(mask, value), two.map(|line| line.0))
+            }
+        }
+        let mut random = 1u64;
+        for _ in 0..1000 {
+            let mut line = Line::EMPTY;
+            for entry in &mut line.0 {
+                random = random.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(7);
+                *entry = (random >> 32) as u32
+                    & [0, u32::MAX, 0x7FFF_FFFF, 0x8000_0000][(random >> 20) as usize % 4];
+            }
+            let (mask, value) = ((random >> 8) as u32 & 3, (random >> 4) as u32 & 3);
+            let best = at_best_level(Both(&line, mask, value, 1 << 18));
+            assert_eq!(best, Both(&line, mask, value, 1 << 18).run::<Plainly>());
+        }
     }
 
     #[test]

@@ -12,6 +12,10 @@ use std::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 
+use parking_lot::Mutex;
+
+use super::regions::{Memory, Piece};
+
 /// The number of a word: chunk and position within it.
 pub(super) type Place = u32;
 
@@ -27,55 +31,57 @@ impl Unseen {
     }
 }
 
-/// Words of a cache line. Headers are one each, and must not lie across two.
+/// Words of a cache line.
 const LINE: usize = 8;
-
-#[repr(align(64))]
-struct Line(#[allow(dead_code, reason = "chunks of lines are read as words")] [AtomicU64; LINE]);
+/// Lines of a stretch that is about to be read: those that are asked for at once, and those that come closer meanwhile.
+const AT_ONCE: usize = 2;
+const SOON: usize = 10;
 
 /// `CHUNKS` chunks at most, of 2^`BITS` words each. A stretch never crosses the border of a chunk.
 pub(super) struct Words<const BITS: u32, const CHUNKS: usize> {
     /// Zeroed pages until they are used: a large directory costs nothing before.
     chunks: Box<[AtomicPtr<AtomicU64>]>,
+    /// What the chunks lie in.
+    pieces: Mutex<Vec<Piece<AtomicU64>>>,
+    memory: Memory,
 }
 
 impl<const BITS: u32, const CHUNKS: usize> Words<BITS, CHUNKS> {
-    const LEN: usize = 1 << BITS;
+    /// Words in a chunk.
+    pub(super) const LEN: usize = 1 << BITS;
 
-    pub(super) fn new() -> Self {
+    pub(super) fn new(memory: &Memory) -> Self {
         let chunks = Box::<[AtomicPtr<AtomicU64>]>::new_zeroed_slice(CHUNKS);
         // SAFETY: all zeros is the null pointer.
         let chunks = unsafe { chunks.assume_init() };
-        Self { chunks }
+        Self { chunks, pieces: Mutex::default(), memory: memory.clone() }
     }
 
     /// Makes a chunk of zeros. Only the writer calls it, for a chunk that is not there.
     pub(super) fn add_chunk(&self, chunk: usize) {
         debug_assert!(self.chunks[chunk].load(Relaxed).is_null());
-        let lines = Box::<[Line]>::new_zeroed_slice(Self::LEN / LINE);
-        // SAFETY: all zeros are valid atomics.
-        let lines = unsafe { lines.assume_init() };
-        self.chunks[chunk].store(Box::into_raw(lines).cast(), Release);
+        let mut pieces = self.pieces.lock();
+        if pieces.len() <= chunk {
+            pieces.resize_with(chunk + 1, Piece::default);
+        }
+        pieces[chunk] = self.memory.take(Self::LEN);
+        self.chunks[chunk].store(pieces[chunk].as_ptr().cast_mut(), Release);
     }
 
     /// Gives a chunk back in which nothing is in use. Only the writer calls it.
     pub(super) fn drop_chunk(&self, chunk: usize, _: &Unseen) {
-        self.free(chunk);
-    }
-
-    fn free(&self, chunk: usize) {
-        let words = self.chunks[chunk].swap(std::ptr::null_mut(), Relaxed);
-        if !words.is_null() {
-            let lines = std::ptr::slice_from_raw_parts_mut(words.cast::<Line>(), Self::LEN / LINE);
-            // SAFETY: it was made by `add_chunk` of a box of this length; the callers say that nobody uses it.
-            drop(unsafe { Box::from_raw(lines) });
+        self.chunks[chunk].store(std::ptr::null_mut(), Relaxed);
+        let mut pieces = self.pieces.lock();
+        pieces[chunk] = Piece::default();
+        while pieces.last().is_some_and(|piece| piece.is_empty()) {
+            pieces.pop();
         }
     }
 
     fn chunk(&self, place: Place) -> &[AtomicU64] {
         let words = self.chunks[(place >> BITS) as usize].load(Acquire);
         assert!(!words.is_null(), "a place that was given out lies in a chunk");
-        // SAFETY: not null, so made by `add_chunk` with this length. It lives while anybody may use a place in it:
+        // SAFETY: not null, so made by `add_chunk` with this length. Its piece lives while anybody may use a place in it:
         // places come from what is published to pinned readers, or from the writer itself (see `drop_chunk`).
         unsafe { std::slice::from_raw_parts(words, Self::LEN) }
     }
@@ -92,8 +98,15 @@ impl<const BITS: u32, const CHUNKS: usize> Words<BITS, CHUNKS> {
     pub(super) fn prefetch(&self, place: Place) {
         let words = self.chunks[(place >> BITS) as usize].load(Relaxed);
         let at = words.wrapping_add(place as usize & (Self::LEN - 1));
-        prefetch_at(at);
-        prefetch_at(at.wrapping_add(LINE));
+        (0..AT_ONCE).for_each(|line| prefetch_at(at.wrapping_add(line * LINE)));
+        (AT_ONCE..SOON).for_each(|line| prefetch_closer(at.wrapping_add(line * LINE)));
+    }
+
+    /// Asks for the line of a place.
+    #[inline]
+    pub(super) fn prefetch_line(&self, place: Place) {
+        let words = self.chunks[(place >> BITS) as usize].load(Relaxed);
+        prefetch_at(words.wrapping_add(place as usize & (Self::LEN - 1)));
     }
 
     /// `N` words.
@@ -119,26 +132,25 @@ impl<const BITS: u32, const CHUNKS: usize> Words<BITS, CHUNKS> {
         const PAGE: usize = 4096;
         (limit * size_of::<AtomicPtr<AtomicU64>>()).next_multiple_of(PAGE)
     }
-
-    /// Bytes of one chunk.
-    pub(super) const CHUNK_BYTES: usize = Self::LEN * size_of::<AtomicU64>();
-}
-
-impl<const BITS: u32, const CHUNKS: usize> Drop for Words<BITS, CHUNKS> {
-    fn drop(&mut self) {
-        for chunk in 0..CHUNKS {
-            // Nobody else is there. A page of the directory that was never written is read, not filled.
-            if !self.chunks[chunk].get_mut().is_null() {
-                self.free(chunk);
-            }
-        }
-    }
 }
 
 /// Asks for the cache line of something that will be needed soon.
 #[inline]
 pub(super) fn prefetch<T>(target: &T) {
     prefetch_at(target);
+}
+
+/// The same for what is needed later: it comes as far as the second cache, where more can be under way at once.
+#[inline]
+fn prefetch_closer<T>(target: *const T) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a hint, which may name any address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(target.cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = target;
 }
 
 #[inline]
@@ -159,7 +171,7 @@ mod tests {
 
     #[test]
     fn words_keep_their_place_while_chunks_come_and_go() {
-        let words = Words::<4, 8>::new();
+        let words = Words::<4, 8>::new(&Memory::new());
         words.add_chunk(0);
         words.slice(3, 2)[1].store(7, Relaxed);
         words.add_chunk(5);

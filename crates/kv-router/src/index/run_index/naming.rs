@@ -5,14 +5,13 @@
 
 use super::{
     ApplyError, At, RunIndex,
+    blocks::Blocks,
+    columns::UNIT,
     header::{ROOT, RunId},
     memory::Place,
-    names::{AT_ONCE, hash},
+    names::{AHEAD, hash},
 };
 use crate::{Slot, index::names::Left};
-
-/// Blocks after which those that may have had their names are looked at.
-const STRETCH: usize = 64;
 
 impl RunIndex {
     pub(super) fn at(&self, place: Place) -> At {
@@ -37,16 +36,17 @@ impl RunIndex {
     /// The block that a slot calls `name`.
     pub(super) fn named(&self, slot: Slot, name: u64) -> Option<At> {
         let mut found = None;
-        self.names.find(hash(name), |place| {
-            if self.columns.name(place) != name {
-                return false;
-            }
-            let at = self.at(place);
-            let is_it = self.holds(slot, at) && self.aliases.uses_own(at.key(), slot.index() as u32);
-            if is_it {
-                found = Some(at);
-            }
-            is_it
+        self.names.find(hash(name), |unit| {
+            Blocks::named(&self.columns, unit, name, |place| {
+                let run = self.columns.run(place);
+                // One that is gone may lie before its run's new place; nobody holds it there.
+                let at = At { run, offset: place.wrapping_sub(self.shared.run(run).place) };
+                let is_it = self.holds(slot, at) && self.aliases.uses_own(at.key(), slot.index() as u32);
+                if is_it {
+                    found = Some(at);
+                }
+                is_it
+            })
         });
         if found.is_none() && !self.aliases.is_empty() {
             found = self.aliases.node(slot.index() as u32, name).map(At::of);
@@ -59,27 +59,30 @@ impl RunIndex {
         self.doubled_names == 0 && self.aliases.is_empty()
     }
 
-    /// Lists blocks of a run under the names in their column.
+    /// Lists blocks of a run under the names in their column, and takes down those whose names others have already.
     pub(super) fn list_names(&mut self, place: Place, len: u32) {
-        let Self { names, columns, namesakes, .. } = self;
-        debug_assert!(namesakes.is_empty(), "they are looked at after each stretch");
-        for start in (0..len).step_by(STRETCH) {
-            let count = (len - start).min(STRETCH as u32);
-            let place = place + start;
-            let checked = namesakes.len();
-            names.insert_all(columns.names(place, count as usize), place, columns, |other, at| {
-                columns.prefetch_name(other);
-                namesakes.push((other, at));
-            });
-            let mut kept = checked;
-            for at in checked..namesakes.len() {
-                if columns.name(namesakes[at].0) == columns.name(namesakes[at].1) {
-                    namesakes[kept] = namesakes[at];
-                    kept += 1;
+        let Self { names, columns, shared, namesakes, suspects, .. } = self;
+        debug_assert!(namesakes.is_empty() && suspects.is_empty(), "they are looked at after each stretch");
+        let mut blocks = Blocks::new(columns, shared, place..place + len);
+        names.insert_all(&mut blocks, |unit, at| {
+            columns.prefetch_names(unit);
+            suspects.push((unit, at));
+        });
+        let new = place..place + len;
+        for (unit, at) in suspects.drain(..) {
+            let name = columns.name(at);
+            let others = (unit * UNIT..).zip(columns.unit_names(unit));
+            for (other, _) in others.filter(|&(other, named)| *named == name && other != at) {
+                if new.contains(&other) {
+                    // Of two new ones, whichever was put in first, the one behind is the namesake of the other.
+                    namesakes.push((other.min(at), other.max(at)));
+                } else if blocks.is_listed(other) {
+                    namesakes.push((other, at));
                 }
             }
-            namesakes.truncate(kept);
         }
+        namesakes.sort_unstable_by_key(|&(other, at)| (at, other));
+        namesakes.dedup();
         // One for each block that found others, however many.
         let mut last = None;
         for &(_, at) in namesakes.iter() {
@@ -92,19 +95,24 @@ impl RunIndex {
 
     /// Takes blocks off the list of names, the last first.
     pub(super) fn unlist_names(&mut self, place: Place, len: u32) {
-        let Self { names, columns, .. } = self;
-        let mut place = place + len;
-        for stretch in columns.names(place - len, len as usize).rchunks(AT_ONCE) {
-            let mut hashes = [0; AT_ONCE];
+        let Self { names, columns, shared, .. } = self;
+        let end = place + len;
+        let mut place = end;
+        for stretch in columns.names(end - len, len as usize).rchunks(AHEAD) {
+            let mut hashes = [0; AHEAD];
             for (hash, &name) in hashes.iter_mut().zip(stretch) {
                 *hash = super::names::hash(name);
                 names.prefetch(*hash);
             }
             for (&hash, &name) in hashes[..stretch.len()].iter().zip(stretch).rev() {
                 place -= 1;
-                names.remove(hash, place, columns);
-                if self.doubled_names > 0 && names.find(hash, |other| columns.name(other) == name).is_some() {
-                    self.doubled_names -= 1;
+                let blocks = Blocks::new(columns, shared, place..end);
+                names.remove(hash, place, &blocks);
+                if self.doubled_names > 0 {
+                    let is_it = |unit| Blocks::named(columns, unit, name, |other| blocks.is_listed(other));
+                    if names.find(hash, is_it).is_some() {
+                        self.doubled_names -= 1;
+                    }
                 }
             }
         }

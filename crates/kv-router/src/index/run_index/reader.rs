@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Cache lines of a query asked for before anything else: what a short one has.
-const QUERY_AHEAD: usize = 8;
+const QUERY_AHEAD: usize = 12;
 
 /// Walks at most, until one is not disturbed by a slot that loses or regains a block in front of others. One more
 /// counts as it is: each of its answers lies between what was true before and after.
@@ -93,25 +93,49 @@ impl RunReader {
 /// as cut off, whatever was read above; or else from words that join one another.
 fn walk<const BY_MARK: bool>(shared: &Shared, local: &[LocalBlockHash], out: &mut MatchBuffer) {
     out.matches.clear();
-    out.query = out.query.wrapping_add(1);
-    if out.query == 0 {
-        (out.query, out.positions) = (1, Vec::new());
-    }
-    let (mut parent, mut offset, mut depth) = (ROOT, 0, 0);
-    while let Some(first) = local.get(depth) {
-        let Some(run) = shared.child(parent, offset, first.0) else { break };
+    let Some(first) = local.first() else { return };
+    let mut depth = 0;
+    let mut next = shared.seek(ROOT, 0, first.0).find(shared);
+    while let Some(run) = next {
+        // Most often a run matches as a whole, and what hangs at its end is wanted next.
+        if let Some(behind) = local.get(depth + run.len as usize) {
+            shared.prefetch_child(run.id, run.len, behind.0);
+        }
         let matched = common_prefix(shared.blocks(&run), &local[depth..]);
+        // The next run comes while the holders of this one are looked at. That it was there before their words are read
+        // does no harm: who holds it and is not credited with it had no more when it was not there yet.
+        let seek = local.get(depth + matched).map(|behind| shared.seek(run.id, matched as u32, behind.0));
         let found = match shared.holder_list(run.header) {
-            None => credit::<BY_MARK>(&run.header[HOLDERS..], false, depth, matched, out),
+            Some(list) if depth == 0 => credit_first(list, matched, out),
             Some(list) => credit::<BY_MARK>(list, true, depth, matched, out),
+            None => credit::<BY_MARK>(&run.header[HOLDERS..], false, depth, matched, out),
         };
         if !found {
             // No slot has all blocks up to here, so none has more.
             break;
         }
-        (parent, offset) = (run.id, matched as u32);
         depth += matched;
+        next = seek.and_then(|seek| seek.find(shared));
     }
+}
+
+/// Gives each holder in the list of a first run, where nobody lacks anything above, what it has of the `matched` first
+/// blocks. Says whether there are any.
+#[inline]
+fn credit_first(list: &[AtomicU64], matched: usize, out: &mut MatchBuffer) -> bool {
+    for word in list {
+        let word = word.load(Acquire);
+        if word == 0 {
+            break;
+        }
+        let blocks = counting(word);
+        if blocks > 0 {
+            let found = Match { slot: slot_of(word), device_blocks: (blocks as u32).min(matched as u32) };
+            out.note_position(found.slot);
+            out.matches.push(found);
+        }
+    }
+    !out.matches.is_empty()
 }
 
 /// Gives each holder that lacks nothing above what it has of a run's `matched` first blocks. Says whether there are
@@ -125,7 +149,6 @@ fn credit<const BY_MARK: bool>(
     out: &mut MatchBuffer,
 ) -> bool {
     let (mut found, depth, matched) = (false, depth as u32, matched as u32);
-    let stamp = u64::from(out.query) << 32;
     for word in words {
         let word = word.load(Acquire);
         if word == 0 && is_list {
@@ -137,20 +160,13 @@ fn credit<const BY_MARK: bool>(
         }
         let slot = slot_of(word);
         let device_blocks = depth + (blocks as u32).min(matched);
-        let index = slot.index();
-        if index >= out.positions.len() {
-            out.positions.resize(index + 1, 0);
-        }
-        // The number of the query, and the slot's position in its list.
-        let position = out.positions[index];
-        if position >> 32 << 32 == stamp {
-            let earlier = &mut out.matches[position as u32 as usize];
+        if let Some(earlier) = out.noted(slot) {
             if !BY_MARK && earlier.device_blocks != depth {
                 continue;
             }
-            *earlier = Match { slot, device_blocks };
+            earlier.device_blocks = device_blocks;
         } else if BY_MARK || depth == 0 {
-            out.positions[index] = stamp | out.matches.len() as u64;
+            out.note_position(slot);
             out.matches.push(Match { slot, device_blocks });
         } else {
             continue;

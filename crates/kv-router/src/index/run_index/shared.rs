@@ -11,6 +11,7 @@ use super::{
     epochs::Epochs,
     header::{ChildEntry, EXTENT, HEADER, LIST, ORIGIN, ROOT, RunId, halves, pair},
     memory::{Place, Words},
+    regions::Memory,
 };
 use crate::Slot;
 
@@ -43,6 +44,7 @@ pub(super) struct Shared {
     pub(super) blocks: AtomicUsize,
     pub(super) nodes: AtomicUsize,
     pub(super) bytes: AtomicUsize,
+    pub(super) memory: Memory,
 }
 
 /// A run as it was found: its header, and its blocks at that moment.
@@ -52,6 +54,54 @@ pub(super) struct Run<'a> {
     pub(super) header: &'a [AtomicU64; HEADER],
     pub(super) place: Place,
     pub(super) len: u32,
+}
+
+/// A look-up of a child that is under way.
+pub(super) struct Seek<'a> {
+    hash: u64,
+    entries: &'a [AtomicU64],
+    /// The entry to look at next, or more by a multiple of their number.
+    at: usize,
+    /// One that may be it, or 0.
+    entry: ChildEntry,
+    origin: u64,
+    local: u64,
+}
+
+impl<'a> Seek<'a> {
+    /// Goes on to the next entry that may be it.
+    #[inline]
+    fn next(&mut self, shared: &Shared) {
+        let mask = self.entries.len() - 1;
+        loop {
+            self.entry = ChildEntry(self.entries[self.at & mask].load(Acquire));
+            self.at += 1;
+            if self.entry == ChildEntry::NONE {
+                return;
+            }
+            if self.entry.may_be(self.hash) && self.entry.run() != ROOT {
+                shared.headers.prefetch_line(self.entry.run() * HEADER as u32);
+                shared.locals.prefetch(self.entry.place());
+                return;
+            }
+        }
+    }
+
+    /// Ends the look-up.
+    #[inline]
+    pub(super) fn find(mut self, shared: &'a Shared) -> Option<Run<'a>> {
+        while self.entry != ChildEntry::NONE {
+            let run = shared.run(self.entry.run());
+            if run.header[ORIGIN].load(Relaxed) == self.origin
+                && run.len > 0
+                && shared.locals.slice(run.place, 1)[0].load(Relaxed) == self.local
+            {
+                return Some(run);
+            }
+            self.next(shared);
+        }
+        None
+    }
 }
 
 /// The hash of a child's place in the tree: its upper bits choose the part, the next ones the entry, and the lower half
@@ -70,19 +120,21 @@ pub(super) fn child_part(hash: u64) -> usize {
 
 impl Shared {
     pub(super) fn new() -> Self {
+        let memory = Memory::new();
         Self {
-            locals: Words::new(),
-            headers: Words::new(),
-            lists: Words::new(),
+            locals: Words::new(&memory),
+            headers: Words::new(&memory),
+            lists: Words::new(&memory),
             children: (0..CHILD_PARTS).map(|_| AtomicU64::new(0)).collect(),
-            slots: Words::new(),
-            held: Words::new(),
+            slots: Words::new(&memory),
+            held: Words::new(&memory),
             slot_limit: AtomicUsize::new(0),
             epochs: Epochs::new(),
             turn: AtomicU64::new(0),
             blocks: AtomicUsize::new(0),
             nodes: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
+            memory,
         }
     }
 
@@ -110,32 +162,32 @@ impl Shared {
     /// The run that begins with `local` behind the first `offset` blocks of `parent`.
     #[inline]
     pub(super) fn child(&self, parent: RunId, offset: u32, local: u64) -> Option<Run<'_>> {
+        self.seek(parent, offset, local).find(self)
+    }
+
+    /// Asks for the entry of a child that may be wanted.
+    #[inline]
+    pub(super) fn prefetch_child(&self, parent: RunId, offset: u32, local: u64) {
+        let hash = child_hash(parent, offset, local);
+        let (place, bits) = halves(self.children[child_part(hash)].load(Relaxed));
+        let mask = (1 << bits) - 1;
+        self.lists.prefetch(place + ((hash >> 32) as u32 & mask));
+    }
+
+    /// Begins to look for a child: finds its entry, and asks for what that points to.
+    #[inline]
+    pub(super) fn seek(&self, parent: RunId, offset: u32, local: u64) -> Seek<'_> {
         let hash = child_hash(parent, offset, local);
         let table = self.children[child_part(hash)].load(Acquire);
-        if table == 0 {
-            return None;
+        let mut seek =
+            Seek { hash, entries: &[], at: 0, entry: ChildEntry::NONE, origin: pair(parent, offset), local };
+        if table != 0 {
+            let (place, bits) = halves(table);
+            seek.entries = self.lists.slice(place, 1 << bits);
+            seek.at = (hash >> 32) as usize;
+            seek.next(self);
         }
-        let (place, bits) = halves(table);
-        let entries = self.lists.slice(place, 1 << bits);
-        let mask = entries.len() - 1;
-        let mut at = (hash >> 32) as usize & mask;
-        loop {
-            let entry = match entries[at].load(Acquire) {
-                0 => return None,
-                entry => ChildEntry(entry),
-            };
-            if entry.may_be(hash) && entry.run() != ROOT {
-                self.locals.prefetch(entry.place());
-                let run = self.run(entry.run());
-                if run.header[ORIGIN].load(Relaxed) == pair(parent, offset)
-                    && run.len > 0
-                    && self.locals.slice(run.place, 1)[0].load(Relaxed) == local
-                {
-                    return Some(run);
-                }
-            }
-            at = (at + 1) & mask;
-        }
+        seek
     }
 
     /// The list of a run's holders, if they are not in the header.
@@ -203,11 +255,10 @@ impl Shared {
 
     pub(super) fn own_bytes(&self) -> usize {
         let limit = self.slot_limit.load(Relaxed);
-        let slot_chunks = limit.div_ceil(SLOTS_PER_CHUNK) + limit.div_ceil(2 * SLOTS_PER_CHUNK);
         size_of::<Self>()
             + size_of_val(&*self.children)
             + self.epochs.bytes()
-            + slot_chunks * Slots::CHUNK_BYTES
-            + 2 * Slots::directory_bytes(slot_chunks)
+            + self.memory.bytes()
+            + 2 * Slots::directory_bytes(limit.div_ceil(SLOTS_PER_CHUNK))
     }
 }

@@ -76,11 +76,18 @@ impl Space {
             return false;
         }
         let Some(chunk) = &mut self.chunks[(end / self.units_per_chunk) as usize] else { return false };
-        let is_free = (at..at + units).all(|at| !chunk.is_used(at));
+        let is_free = chunk.next(at, true) >= at + units;
         if is_free {
             chunk.set(at, units, true);
         }
         is_free
+    }
+
+    /// Whether nothing in a stretch of a chunk is in use.
+    pub(super) fn is_free(&self, unit: u32, units: u32) -> bool {
+        let at = unit % self.units_per_chunk;
+        let chunk = self.chunks.get((unit / self.units_per_chunk) as usize).and_then(Option::as_ref);
+        chunk.is_none_or(|chunk| chunk.next(at, true) >= at + units)
     }
 
     /// Gives units back. Returns the chunk if nothing in it is in use any more.
@@ -145,10 +152,6 @@ impl Space {
 }
 
 impl Chunk {
-    fn is_used(&self, at: u32) -> bool {
-        self.used[at as usize / 64] >> (at % 64) & 1 == 1
-    }
-
     fn set(&mut self, at: u32, units: u32, used: bool) {
         let (mut at, end) = (at, at + units);
         while at < end {

@@ -7,6 +7,7 @@ use dynamo_tokens::LocalBlockHash;
 
 use super::{
     ApplyError, At, RunIndex,
+    blocks::Blocks,
     columns::{MAX_RUN, UNIT},
     header::{EXTENT, Holding, ORIGIN, ROOT, RunId, pair},
     holes::Bits,
@@ -52,7 +53,9 @@ impl RunIndex {
             let known = if run == ROOT { 0 } else { self.known(run, offset, rest) };
             let taken = if known > 0 {
                 self.hold_known(slot, At { run, offset }, &rest[..known])?
-            } else if let Some(child) = self.shared.child(run, offset, first.tokens_hash.0) {
+            } else if self.has_children(run)
+                && let Some(child) = self.shared.child(run, offset, first.tokens_hash.0)
+            {
                 (run, offset) = (child.id, 0);
                 continue;
             } else {
@@ -217,8 +220,10 @@ impl RunIndex {
         self.columns.copy(place, new, len as usize, &self.shared.locals);
         self.shared.header(run)[EXTENT].store(pair(new, len), Release);
         for number in 0..len {
+            let mut blocks = Blocks::new(&self.columns, &self.shared, new + number..new + len);
+            blocks.moving = place + number + 1..place + len;
             let name = self.columns.name(place + number);
-            self.names.replace(hash(name), place + number, new + number, &self.columns);
+            self.names.replace(hash(name), place + number, new + number, &blocks);
         }
         self.relist_child(run);
         self.cold[run as usize].units = roomy as u16;
@@ -240,11 +245,11 @@ impl RunIndex {
         let count = blocks.len().min(room as usize);
         let blocks = &blocks[..count];
         let start = place + len;
-        for (word, block) in self.shared.locals.slice(start, count).iter().zip(blocks) {
+        let words = self.shared.locals.slice(start, count).iter();
+        let names = self.columns.names_mut(start, count).iter_mut();
+        for ((word, name), block) in words.zip(names).zip(blocks) {
             let LocalBlockHash(local) = block.tokens_hash;
             word.store(local, Relaxed);
-        }
-        for (name, block) in self.columns.names_mut(start, count).iter_mut().zip(blocks) {
             *name = block.block_hash.0;
         }
         self.shared.header(at.run)[EXTENT].store(pair(place, len + count as u32), Release);

@@ -35,7 +35,9 @@ fn check(index: &RunIndex) {
             let place = found.place + at;
             let name = index.columns.name(place);
             names.insert(name);
-            assert!(index.names.find(names::hash(name), |other| other == place).is_some());
+            assert!(
+                index.names.find(names::hash(name), |unit| (unit == place / UNIT).then_some(place)).is_some()
+            );
             assert_eq!(index.at(place), At { run, offset: at });
         }
         let slots: Vec<Slot> = index.slots.iter().map(|state| state.slot).collect();
@@ -76,6 +78,19 @@ fn check(index: &RunIndex) {
 #[test]
 fn random_histories_equal_the_reference_model() {
     reference_model::assert_equal_to_model(RunIndex::new, check);
+}
+
+#[test]
+fn also_where_names_have_hashes_in_common() {
+    names::HASH_BITS.set(0xF << 60 | 0x1F << 49);
+    reference_model::assert_equal_to_model(RunIndex::new, check);
+    long_histories::assert_equal(ENGINES, 0..4, RunIndex::new, check);
+    long_histories::assert_equal(
+        Shape { odd_names: 20, interior: 30, ..ENGINES },
+        0..4,
+        RunIndex::new,
+        check,
+    );
 }
 
 const ENGINES: Shape =
@@ -273,4 +288,44 @@ fn a_slot_in_a_new_generation_starts_empty() {
     assert_eq!((run(&index, 0..3, slot(2)), run(&index, 0..3, next)), (0, 1));
     let reader = index.reader();
     assert_eq!((reader.held_blocks(slot(2)), reader.held_blocks(next)), (0, 1));
+}
+
+/// Parts of the table of names grow in the middle of an event, and with them the lines of names that wait for theirs:
+/// names that share a few parts make that happen all the time.
+#[test]
+fn many_names_are_all_found_while_their_table_grows_and_shrinks() {
+    const CHAINS: u64 = 60;
+    const BLOCKS: usize = 1500;
+    let slot = |chain: u64| Slot::new((chain % 7) as u32, 0);
+    // With few bits, too: then many entries are the same and stand for different blocks.
+    for (parts, bits) in [
+        (2, u64::MAX),
+        (1 << 10, u64::MAX),
+        (1 << 10, !(0x3FFF_FFFF << 22)),
+        (1 << 10, 0xF << 60 | 0x3FF << 44),
+    ] {
+        names::HASH_BITS.set(bits);
+        let is_here = |name: &u64| names::hash(*name) >> 54 < parts;
+        let names = |chain: u64| (chain << 32 | 1..).filter(is_here).take(BLOCKS);
+        let mut index = RunIndex::new();
+        for chain in 0..CHAINS {
+            index.apply(slot(chain), &stored(None, names(chain))).unwrap();
+            if chain % 8 == 0 {
+                check(&index);
+            }
+        }
+        // From the end, as engines do, in pieces.
+        for piece in (0..10).rev() {
+            for chain in (0..CHAINS).filter(|chain| chain % 10 != 3) {
+                let gone: Vec<u64> = names(chain).skip(piece * BLOCKS / 10).take(BLOCKS / 10).collect();
+                index.apply(slot(chain), &removed(gone.into_iter().rev())).unwrap();
+            }
+            if piece % 3 == 0 {
+                check(&index);
+            }
+        }
+        assert_eq!(index.counts().blocks as u64, CHAINS / 10 * BLOCKS as u64);
+        index.apply(slot(1), &stored(None, names(CHAINS))).unwrap();
+        check(&index);
+    }
 }
