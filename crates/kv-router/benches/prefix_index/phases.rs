@@ -75,6 +75,16 @@ pub(crate) fn all<I: Subject>(name: &str, load: &Workload, wanted: &str) {
     let peak = (memory::take_peak() - live) as f64 / held;
     let bytes = (memory::live() - live) as f64 / held;
     let pages = memory::resident().saturating_sub(resident) as f64 / held;
+    let (counted, count) = (index.counts().bytes as f64 / held, index.counts().blocks);
+    if wants("read") {
+        read(name, "read", &index, &load.queries, false);
+        read(name, "read-warm", &index, &load.queries, true);
+    }
+    if wants("mixed") {
+        mixed(name, index, load, blocks);
+    } else {
+        drop(index);
+    }
     let seconds = queued::write(I::KIND, load.workers, load.events.clone());
     println!(
         "{{\"index\":\"{name}\",\"phase\":\"write\",\"events\":{},\"blocks\":{blocks},\"s\":{seconds:.4},\
@@ -85,19 +95,10 @@ pub(crate) fn all<I: Subject>(name: &str, load: &Workload, wanted: &str) {
         bytes,
         pages,
         peak,
-        index.counts().bytes as f64 / held,
+        counted,
         blocks / computed / 1e6,
-        index.counts().blocks,
+        count,
     );
-    if wants("read") {
-        read(name, "read", &index, &load.queries, false);
-        read(name, "read-warm", &index, &load.queries, true);
-    }
-    if wants("mixed") {
-        mixed(name, index, load, blocks);
-    } else {
-        drop(index);
-    }
     if wants("one-block") {
         single::<I>(name, load, blocks);
     }
