@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # All checks and tests, with the minutes that each step took. Installs what they need.
 #   scripts/test.sh            everything
-#   scripts/test.sh STEP ...   only these steps: format arrows clippy unit cost conformance
+#   scripts/test.sh STEP ...   only these steps: format arrows clippy unit loom cost conformance
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 steps=("$@")
-[ "${#steps[@]}" -gt 0 ] || steps=(format arrows clippy unit cost conformance)
+[ "${#steps[@]}" -gt 0 ] || steps=(format arrows clippy unit loom cost conformance)
 passed=0 failed=0 skipped=0
 summary=()
 
@@ -37,6 +37,12 @@ PY
   rm -f "$log"
   count "$p" "$f" "$s"
   return "$status"
+}
+
+# What threads share without a lock, in every order, under loom; in a folder of its own, since all is compiled anew.
+step_loom() {
+  RUSTFLAGS="--cfg loom" CARGO_PROFILE_RELEASE_LTO=off LOOM_MAX_PREEMPTIONS=3 \
+    cargo test --locked -p dynamo-kv-router --release --lib --target-dir "${CARGO_TARGET_DIR:-target}/loom" loom
 }
 
 # Instructions of the prefix index, under callgrind.

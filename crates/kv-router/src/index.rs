@@ -9,7 +9,7 @@ mod jolt;
 mod kinds;
 mod kv_index;
 mod locked_radix_tree;
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod long_histories;
 mod names;
 mod node_table;

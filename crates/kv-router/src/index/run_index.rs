@@ -21,11 +21,12 @@ use self::{
 use super::{ApplyError, IndexCounts, MatchBuffer, PrefixIndex, names::Aliases};
 use crate::Slot;
 
+mod atomics;
 mod blocks;
 mod children;
 mod clear;
 mod columns;
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod concurrency_tests;
 mod dump;
 mod epochs;
@@ -35,6 +36,8 @@ mod holders;
 mod holes;
 mod lanes;
 mod limbo;
+#[cfg(all(test, loom))]
+mod loom_tests;
 mod memory;
 mod names;
 mod naming;
@@ -44,7 +47,7 @@ mod remove;
 mod shared;
 mod space;
 mod store;
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 pub use reader::RunReader;
@@ -155,7 +158,7 @@ impl RunIndex {
             columns: Columns::new(max_blocks, &shared.memory),
             cold: Vec::new(),
             runs: Space::new(RUNS_PER_CHUNK, (ChildEntry::MAX_RUNS / RUNS_PER_CHUNK) as usize),
-            lists: Space::new((1 << 16) / UNIT, 1 << 14),
+            lists: Space::new(shared::Lists::LEN as u32 / UNIT, 1 << 14),
             children: ChildTable::new(),
             families: Families::default(),
             names: NameTable::new(&shared.memory),
@@ -255,7 +258,7 @@ impl RunIndex {
     /// After an event.
     fn settle(&mut self) {
         /// Retired things at which a look at all readers' seats pays.
-        const ENOUGH: usize = 64;
+        const ENOUGH: usize = shared::small(64, 1) as usize;
         if self.limbo.len() >= ENOUGH || self.nodes == 0 && self.limbo.len() > 0 {
             self.reclaim();
         }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::{
     ApplyError, RunIndex,
+    atomics::AtomicU64,
     columns::UNIT,
     header::{ChildEntry, ORIGIN, ROOT, RunId, halves, pair},
     limbo::Retired,
@@ -136,7 +137,7 @@ impl RunIndex {
 }
 
 /// Writes an entry; says whether the word was never used.
-fn put(entries: &[std::sync::atomic::AtomicU64], hash: u64, entry: u64) -> bool {
+fn put(entries: &[AtomicU64], hash: u64, entry: u64) -> bool {
     let mask = entries.len() - 1;
     let mut at = (hash >> 32) as usize & mask;
     loop {

@@ -6,14 +6,15 @@ use super::{
     header::RunId,
     memory::{Place, Unseen, Words, prefetch},
     regions::{Memory, Piece},
+    shared::small,
     space::Space,
 };
 
 /// 16,384 blocks in a chunk: 264 KiB, which a small index can bear.
-const CHUNK_BITS: u32 = 14;
+const CHUNK_BITS: u32 = small(14, 9);
 const CHUNK: usize = 1 << CHUNK_BITS;
 /// Chunks at most: 2^28 blocks, 5 GB, beyond what one router can be told of.
-const CHUNKS: usize = 1 << 14;
+const CHUNKS: usize = small(1 << 14, 2) as usize;
 /// Blocks at most, room between runs included.
 pub(super) const MAX_BLOCKS: usize = CHUNK * CHUNKS;
 /// Blocks that are handed out together: a cache line of local hashes. Smaller ones cost a longer owner column, larger

@@ -3,13 +3,11 @@
 //! Up to five holders are words of the header, more are a list elsewhere. A word keeps its place in
 //! the header or list for as long as its slot holds the run, so that no reader passes it by while it moves.
 
-use std::sync::atomic::{
-    AtomicU64,
-    Ordering::{Relaxed, Release},
-};
+use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::{
     ApplyError, RunIndex,
+    atomics::AtomicU64,
     header::{HOLDERS, Holding, LIST, RunId, halves, pair, slot_of},
     limbo::Retired,
 };

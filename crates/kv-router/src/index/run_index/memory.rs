@@ -7,14 +7,16 @@
     reason = "chunks are found through atomic pointers, and frozen words are read as plain ones"
 )]
 
-use std::sync::atomic::{
-    AtomicPtr, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
-};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use parking_lot::Mutex;
 
-use super::regions::{Memory, Piece};
+#[cfg(not(loom))]
+use super::regions::Piece;
+use super::{
+    atomics::{AtomicPtr, AtomicU64},
+    regions::Memory,
+};
 
 /// The number of a word: chunk and position within it.
 pub(super) type Place = u32;
@@ -37,13 +39,46 @@ const LINE: usize = 8;
 const AT_ONCE: usize = 2;
 const SOON: usize = 10;
 
+#[cfg(not(loom))]
+type Chunk = Piece<AtomicU64>;
+#[cfg(loom)]
+type Chunk = Box<[AtomicU64]>;
+
 /// `CHUNKS` chunks at most, of 2^`BITS` words each. A stretch never crosses the border of a chunk.
 pub(super) struct Words<const BITS: u32, const CHUNKS: usize> {
     /// Zeroed pages until they are used: a large directory costs nothing before.
     chunks: Box<[AtomicPtr<AtomicU64>]>,
     /// What the chunks lie in.
-    pieces: Mutex<Vec<Piece<AtomicU64>>>,
+    pieces: Mutex<Vec<Chunk>>,
     memory: Memory,
+    /// Chunks that were dropped: who comes too late is told so by loom, and finds no other's memory.
+    #[cfg(loom)]
+    dropped: Mutex<Vec<Chunk>>,
+    /// What was read as plain words.
+    #[cfg(loom)]
+    copies: Mutex<Vec<Box<[u64]>>>,
+}
+
+#[cfg(not(loom))]
+fn new_directory(chunks: usize) -> Box<[AtomicPtr<AtomicU64>]> {
+    let directory = Box::<[AtomicPtr<AtomicU64>]>::new_zeroed_slice(chunks);
+    // SAFETY: all zeros is the null pointer.
+    unsafe { directory.assume_init() }
+}
+
+#[cfg(loom)]
+fn new_directory(chunks: usize) -> Box<[AtomicPtr<AtomicU64>]> {
+    (0..chunks).map(|_| AtomicPtr::new(std::ptr::null_mut())).collect()
+}
+
+#[cfg(not(loom))]
+fn new_chunk(memory: &Memory, len: usize) -> Chunk {
+    memory.take(len)
+}
+
+#[cfg(loom)]
+fn new_chunk(_: &Memory, len: usize) -> Chunk {
+    (0..len).map(|_| AtomicU64::default()).collect()
 }
 
 impl<const BITS: u32, const CHUNKS: usize> Words<BITS, CHUNKS> {
@@ -51,10 +86,15 @@ impl<const BITS: u32, const CHUNKS: usize> Words<BITS, CHUNKS> {
     pub(super) const LEN: usize = 1 << BITS;
 
     pub(super) fn new(memory: &Memory) -> Self {
-        let chunks = Box::<[AtomicPtr<AtomicU64>]>::new_zeroed_slice(CHUNKS);
-        // SAFETY: all zeros is the null pointer.
-        let chunks = unsafe { chunks.assume_init() };
-        Self { chunks, pieces: Mutex::default(), memory: memory.clone() }
+        Self {
+            chunks: new_directory(CHUNKS),
+            pieces: Mutex::default(),
+            memory: memory.clone(),
+            #[cfg(loom)]
+            dropped: Mutex::default(),
+            #[cfg(loom)]
+            copies: Mutex::default(),
+        }
     }
 
     /// Makes a chunk of zeros. Only the writer calls it, for a chunk that is not there.
@@ -62,9 +102,9 @@ impl<const BITS: u32, const CHUNKS: usize> Words<BITS, CHUNKS> {
         debug_assert!(self.chunks[chunk].load(Relaxed).is_null());
         let mut pieces = self.pieces.lock();
         if pieces.len() <= chunk {
-            pieces.resize_with(chunk + 1, Piece::default);
+            pieces.resize_with(chunk + 1, Chunk::default);
         }
-        pieces[chunk] = self.memory.take(Self::LEN);
+        pieces[chunk] = new_chunk(&self.memory, Self::LEN);
         self.chunks[chunk].store(pieces[chunk].as_ptr().cast_mut(), Release);
     }
 
@@ -72,10 +112,20 @@ impl<const BITS: u32, const CHUNKS: usize> Words<BITS, CHUNKS> {
     pub(super) fn drop_chunk(&self, chunk: usize, _: &Unseen) {
         self.chunks[chunk].store(std::ptr::null_mut(), Relaxed);
         let mut pieces = self.pieces.lock();
-        pieces[chunk] = Piece::default();
+        let gone = std::mem::take(&mut pieces[chunk]);
+        #[cfg(not(loom))]
+        drop(gone);
+        #[cfg(loom)]
+        self.end(gone);
         while pieces.last().is_some_and(|piece| piece.is_empty()) {
             pieces.pop();
         }
+    }
+
+    #[cfg(loom)]
+    fn end(&self, mut gone: Chunk) {
+        gone.iter_mut().for_each(AtomicU64::end);
+        self.dropped.lock().push(gone);
     }
 
     fn chunk(&self, place: Place) -> &[AtomicU64] {
@@ -96,6 +146,10 @@ impl<const BITS: u32, const CHUNKS: usize> Words<BITS, CHUNKS> {
     /// Asks for the first lines of a place, which may not be in use any more.
     #[inline]
     pub(super) fn prefetch(&self, place: Place) {
+        if cfg!(loom) {
+            // A hint changes nothing that there is to find out.
+            return;
+        }
         let words = self.chunks[(place >> BITS) as usize].load(Relaxed);
         let at = words.wrapping_add(place as usize & (Self::LEN - 1));
         (0..AT_ONCE).for_each(|line| prefetch_at(at.wrapping_add(line * LINE)));
@@ -105,6 +159,9 @@ impl<const BITS: u32, const CHUNKS: usize> Words<BITS, CHUNKS> {
     /// Asks for the line of a place.
     #[inline]
     pub(super) fn prefetch_line(&self, place: Place) {
+        if cfg!(loom) {
+            return;
+        }
         let words = self.chunks[(place >> BITS) as usize].load(Relaxed);
         prefetch_at(words.wrapping_add(place as usize & (Self::LEN - 1)));
     }
@@ -123,8 +180,23 @@ impl<const BITS: u32, const CHUNKS: usize> Words<BITS, CHUNKS> {
     #[inline]
     pub(super) unsafe fn frozen(&self, place: Place, len: usize) -> &[u64] {
         let words = self.slice(place, len);
+        #[cfg(loom)]
+        return self.copy(words);
         // SAFETY: an atomic has the layout of its integer; the caller says that nobody writes.
-        unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) }
+        #[cfg(not(loom))]
+        unsafe {
+            std::slice::from_raw_parts(words.as_ptr().cast(), words.len())
+        }
+    }
+
+    /// What is in loom's words, which are larger; word by word, as whoever reads them plainly may.
+    #[cfg(loom)]
+    fn copy(&self, words: &[AtomicU64]) -> &[u64] {
+        let mut copies = self.copies.lock();
+        copies.push(words.iter().map(AtomicU64::load_plainly).collect());
+        let copy: *const [u64] = &*copies[copies.len() - 1];
+        // SAFETY: a copy stays where it is, and as it is, for as long as this lives.
+        unsafe { &*copy }
     }
 
     /// Bytes of the directory's pages up to the chunk `limit`.
@@ -165,7 +237,7 @@ fn prefetch_at<T>(target: *const T) {
     let _ = target;
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -157,7 +157,7 @@ impl NameTable {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(super) fn len(&self) -> usize {
         self.len
     }

@@ -2,15 +2,13 @@
 
 use std::sync::{
     Arc,
-    atomic::{
-        AtomicU64,
-        Ordering::{Acquire, Relaxed},
-    },
+    atomic::Ordering::{Acquire, Relaxed},
 };
 
 use dynamo_tokens::LocalBlockHash;
 
 use super::{
+    atomics::AtomicU64,
     header::{HOLDERS, Holding, ROOT, counting, slot_of},
     lanes::common_prefix,
     memory::prefetch,

@@ -1,12 +1,10 @@
 //! What readers and the writer share.
 #![allow(unsafe_code, reason = "a run's blocks are read as plain words")]
 
-use std::sync::atomic::{
-    AtomicU64, AtomicUsize,
-    Ordering::{Acquire, Relaxed, Release},
-};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::{
+    atomics::{AtomicU64, AtomicUsize},
     columns::Locals,
     epochs::Epochs,
     header::{ChildEntry, EXTENT, HEADER, LIST, ORIGIN, ROOT, RunId, halves, pair},
@@ -16,15 +14,22 @@ use super::{
 use crate::Slot;
 
 /// 2,048 headers of 64 bytes in a chunk, 16 million runs at most.
-pub(super) type Headers = Words<14, { 1 << 13 }>;
+pub(super) type Headers = Words<{ small(14, 9) }, { small(1 << 13, 2) as usize }>;
 /// Lists of holders and tables of children, up to 2^16 words each.
-pub(super) type Lists = Words<16, { 1 << 14 }>;
+pub(super) type Lists = Words<{ small(16, 9) }, { small(1 << 14, 2) as usize }>;
 /// A word for each slot there can be.
-type Slots = Words<10, { 1 << 10 }>;
-const SLOTS_PER_CHUNK: usize = 1 << 10;
+type Slots = Words<SLOT_BITS, { small(1 << 10, 2) as usize }>;
+const SLOT_BITS: u32 = small(10, 4);
+const SLOTS_PER_CHUNK: usize = 1 << SLOT_BITS;
 
 /// Parts of the table of children, each of which is rebuilt alone. With a million runs that is 2,000 entries at once.
-pub(super) const CHILD_PARTS: usize = 512;
+pub(super) const CHILD_PARTS: usize = 1 << CHILD_PART_BITS;
+const CHILD_PART_BITS: u32 = small(9, 1);
+
+/// A size, and a smaller one for loom, which makes everything anew for each order that it tries.
+pub(super) const fn small(size: u32, in_loom: u32) -> u32 {
+    if cfg!(loom) { in_loom } else { size }
+}
 
 /// The state of an index that readers see.
 pub(super) struct Shared {
@@ -114,8 +119,7 @@ pub(super) fn child_hash(parent: RunId, offset: u32, local: u64) -> u64 {
 }
 
 pub(super) fn child_part(hash: u64) -> usize {
-    const { assert!(CHILD_PARTS == 1 << 9) };
-    (hash >> 55) as usize
+    (hash >> (u64::BITS - CHILD_PART_BITS)) as usize
 }
 
 impl Shared {
@@ -168,6 +172,9 @@ impl Shared {
     /// Asks for the entry of a child that may be wanted.
     #[inline]
     pub(super) fn prefetch_child(&self, parent: RunId, offset: u32, local: u64) {
+        if cfg!(loom) {
+            return;
+        }
         let hash = child_hash(parent, offset, local);
         let (place, bits) = halves(self.children[child_part(hash)].load(Relaxed));
         let mask = (1 << bits) - 1;
