@@ -32,6 +32,7 @@ pub use kv_index::{EventCounters, EventKind, EventStatus, IndexError, KvIndex, W
 pub use locked_radix_tree::LockedRadixTree;
 pub use positional_index::PositionalIndexer;
 pub use radix_tree::RadixTree;
+pub(crate) use run_index::prefetch;
 pub use run_index::{RunIndex, RunReader};
 pub use tiers::{TierMatch, TieredIndex, TieredWriter, with_tiers};
 

@@ -54,6 +54,7 @@ mod store;
 #[cfg(not(loom))]
 mod tests;
 
+pub(crate) use memory::prefetch;
 pub use reader::RunReader;
 
 /// The writer of the index; readers of their own are had from [`RunIndex::reader`].

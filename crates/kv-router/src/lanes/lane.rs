@@ -23,7 +23,10 @@ use super::{
     outcomes::Outcomes,
     queue::{LaneQueue, Weight},
 };
-use crate::{EventCounters, EventKind, EventStatus, IndexError, Slot, WorkerRank, index::TieredWriter};
+use crate::{
+    EventCounters, EventKind, EventStatus, IndexError, Slot, WorkerRank,
+    index::{TieredWriter, prefetch},
+};
 
 /// Gets a rank's events, tier by tier; `None` if the slot is not the lane's.
 pub(super) type TakeDump = Box<dyn FnOnce(Option<Vec<(StorageTier, KvCacheEventData)>>) + Send>;
@@ -175,6 +178,9 @@ impl Lane {
                 tasks.clear();
                 return;
             }
+            if let Some(Task::Event { data, .. }) = tasks.get(2 * AHEAD) {
+                ask_for(data);
+            }
             if let Some(Task::Event { tier: StorageTier::Device, data, .. }) = tasks.get(AHEAD) {
                 self.writer.announce(data);
             }
@@ -257,6 +263,19 @@ impl Lane {
             let report = self.report.clone();
             drop(catch_unwind(AssertUnwindSafe(|| report(LaneReport::Broken(broken)))));
         }
+    }
+}
+
+/// Asks for what an event points at, which another thread wrote.
+fn ask_for(data: &KvCacheEventData) {
+    /// Cache lines; what is behind them comes on its own.
+    const LINES: usize = 8;
+    match data {
+        KvCacheEventData::Stored { blocks, .. } => blocks.iter().step_by(4).take(LINES).for_each(prefetch),
+        KvCacheEventData::Removed { block_hashes } => {
+            block_hashes.iter().step_by(8).take(LINES).for_each(prefetch);
+        }
+        KvCacheEventData::Cleared => {}
     }
 }
 

@@ -208,7 +208,7 @@ impl<const BITS: u32, const CHUNKS: usize> Words<BITS, CHUNKS> {
 
 /// Asks for the cache line of something that will be needed soon.
 #[inline]
-pub(super) fn prefetch<T>(target: &T) {
+pub(crate) fn prefetch<T>(target: &T) {
     prefetch_at(target);
 }
 
