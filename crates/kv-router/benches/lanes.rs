@@ -39,6 +39,7 @@ impl PrefixIndex for Idle {
     fn held_blocks(&self, _: Slot) -> u32 {
         0
     }
+    fn note_held_blocks(&self, _: &mut MatchBuffer) {}
     fn counts(&self) -> IndexCounts {
         IndexCounts::default()
     }
@@ -51,6 +52,7 @@ impl SharedIndex for Idle {
     fn held_blocks(&self, _: Slot) -> u32 {
         0
     }
+    fn note_held_blocks(&self, _: &mut MatchBuffer) {}
     fn counts(&self) -> IndexCounts {
         IndexCounts::default()
     }

@@ -221,6 +221,7 @@ impl ApproximateIndex {
         path.clear();
         path.extend(names.iter().map(|name| LocalBlockHash(name.0)));
         self.tree.find_matches(path, out);
+        self.tree.note_held_blocks(out);
     }
 
     /// Entries of a slot.

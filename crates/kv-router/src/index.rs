@@ -9,7 +9,8 @@ mod jolt;
 mod kinds;
 mod kv_index;
 mod locked_radix_tree;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod long_histories;
 mod names;
 mod node_table;
@@ -59,6 +60,8 @@ pub trait PrefixIndex: Send + Sync {
     fn dump(&self, slot: Slot) -> Vec<KvCacheEventData>;
     /// Blocks that a slot holds.
     fn held_blocks(&self, slot: Slot) -> u32;
+    /// Replaces what `out` says of how many blocks each slot holds.
+    fn note_held_blocks(&self, out: &mut MatchBuffer);
     /// How large the index is.
     fn counts(&self) -> IndexCounts;
 }
@@ -72,6 +75,8 @@ pub trait SharedIndex: Send + Sync {
     fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer);
     /// As [`PrefixIndex::held_blocks`].
     fn held_blocks(&self, slot: Slot) -> u32;
+    /// As [`PrefixIndex::note_held_blocks`].
+    fn note_held_blocks(&self, out: &mut MatchBuffer);
     /// As [`PrefixIndex::counts`].
     fn counts(&self) -> IndexCounts;
 }
@@ -120,7 +125,7 @@ pub struct Match {
 #[derive(Clone, Debug, Default)]
 pub struct MatchBuffer {
     pub(crate) matches: Vec<Match>,
-    /// By slot index: blocks that the slot held at the time; may be longer than there are slots.
+    /// By slot index: blocks that the slot held when they were noted; may be longer than there are slots.
     pub(crate) held_blocks: Vec<u32>,
     /// Slots with blocks on lower tiers, by slot index.
     pub(crate) lower: Vec<TierMatch>,
@@ -224,7 +229,7 @@ impl MatchBuffer {
         self.matches.iter().find(|found| found.slot == slot).map_or(0, |found| found.device_blocks)
     }
 
-    /// Blocks that a slot held in all when the query was answered.
+    /// Blocks that a slot held in all, if they were noted after the query was answered.
     pub fn held_blocks(&self, slot: Slot) -> u32 {
         self.held_blocks.get(slot.index()).copied().unwrap_or(0)
     }

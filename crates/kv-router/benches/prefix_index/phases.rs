@@ -50,14 +50,6 @@ fn longest(index: &mut impl Subject, events: &[(u32, KvCacheEventData)]) -> f64 
     for (worker, event) in events {
         index.apply(slot(*worker), event).expect("the workers' events are in order");
         let now = computed();
-        if now - before > Duration::from_micros(800) {
-            eprintln!(
-                "{:?} {} {}",
-                now - before,
-                matches!(event, KvCacheEventData::Stored { .. }),
-                blocks_of(event)
-            );
-        }
         longest = longest.max(now - before);
         before = now;
     }

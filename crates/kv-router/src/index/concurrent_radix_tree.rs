@@ -436,8 +436,7 @@ impl Shared {
 
     fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer) {
         out.clear();
-        let MatchBuffer { matches, held_blocks, active, stamps, .. } = out;
-        held_blocks.extend(self.slots.counters().map(Counters::blocks));
+        let MatchBuffer { matches, active, stamps, .. } = out;
         let slot_of = |index: u32| self.slots.peek(index as usize).map(|(counters, _)| counters.slot());
         let depth = self.walk(local, |depth, holders| {
             if depth == 0 {
@@ -483,6 +482,10 @@ impl PrefixIndex for ConcurrentRadixTree {
         self.shared.slots.held_blocks(slot)
     }
 
+    fn note_held_blocks(&self, out: &mut MatchBuffer) {
+        out.set_held_blocks(self.shared.slots.counters().map(Counters::blocks));
+    }
+
     fn counts(&self) -> IndexCounts {
         let shared = &*self.shared;
         let tables = shared.children.iter().map(|table| size_of_val(table) + table.read().bytes());
@@ -505,6 +508,10 @@ impl SharedIndex for ConcurrentRadixTree {
 
     fn held_blocks(&self, slot: Slot) -> u32 {
         PrefixIndex::held_blocks(self, slot)
+    }
+
+    fn note_held_blocks(&self, out: &mut MatchBuffer) {
+        PrefixIndex::note_held_blocks(self, out);
     }
 
     fn counts(&self) -> IndexCounts {

@@ -77,6 +77,10 @@ impl SharedIndex for RunReader {
         Self::held_blocks(self, slot)
     }
 
+    fn note_held_blocks(&self, out: &mut MatchBuffer) {
+        Self::note_held_blocks(self, out);
+    }
+
     fn counts(&self) -> IndexCounts {
         Self::counts(self)
     }

@@ -288,6 +288,7 @@ impl<I: PrefixIndex> KvIndex<I> {
     /// Replaces `out` by who holds how much of a prompt, first block first. The buffer may be used again and again.
     pub fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer) {
         self.index.find_matches(local, out);
+        self.index.note_held_blocks(out);
     }
 
     /// Everything as events, ids from 0 for each rank, that give the same when applied in order to an empty index.

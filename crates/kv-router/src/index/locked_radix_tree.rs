@@ -34,6 +34,10 @@ impl PrefixIndex for LockedRadixTree {
         self.0.read().held_blocks(slot)
     }
 
+    fn note_held_blocks(&self, out: &mut MatchBuffer) {
+        self.0.read().note_held_blocks(out);
+    }
+
     fn counts(&self) -> IndexCounts {
         self.0.read().counts()
     }
@@ -46,6 +50,10 @@ impl SharedIndex for LockedRadixTree {
 
     fn held_blocks(&self, slot: Slot) -> u32 {
         PrefixIndex::held_blocks(self, slot)
+    }
+
+    fn note_held_blocks(&self, out: &mut MatchBuffer) {
+        PrefixIndex::note_held_blocks(self, out);
     }
 
     fn counts(&self) -> IndexCounts {

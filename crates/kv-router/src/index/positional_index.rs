@@ -282,8 +282,7 @@ impl Shared {
 
     fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer) {
         out.clear();
-        let MatchBuffer { matches, held_blocks, active, stamps, chain, astray, .. } = out;
-        held_blocks.extend(self.slots.counters().map(Counters::blocks));
+        let MatchBuffer { matches, active, stamps, chain, astray, .. } = out;
         let Some(first) = local.first() else { return };
         self.holders(SequenceHash::first(*first).0, |holders| {
             for &index in holders {
@@ -399,6 +398,10 @@ impl PrefixIndex for PositionalIndexer {
         self.shared.slots.held_blocks(slot)
     }
 
+    fn note_held_blocks(&self, out: &mut MatchBuffer) {
+        out.set_held_blocks(self.shared.slots.counters().map(Counters::blocks));
+    }
+
     fn counts(&self) -> IndexCounts {
         let shared = &*self.shared;
         let (mut nodes, mut bytes) = (0, size_of_val(&*shared.shards));
@@ -423,6 +426,10 @@ impl SharedIndex for PositionalIndexer {
 
     fn held_blocks(&self, slot: Slot) -> u32 {
         PrefixIndex::held_blocks(self, slot)
+    }
+
+    fn note_held_blocks(&self, out: &mut MatchBuffer) {
+        PrefixIndex::note_held_blocks(self, out);
     }
 
     fn counts(&self) -> IndexCounts {

@@ -350,8 +350,7 @@ impl PrefixIndex for RadixTree {
 
     fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer) {
         out.clear();
-        let MatchBuffer { matches, held_blocks, active, .. } = out;
-        held_blocks.extend(self.slots.iter().map(|held| held.blocks));
+        let MatchBuffer { matches, active, .. } = out;
         let (mut depth, mut at, mut set) = (0, ROOT, NO_SET);
         while let Some(wanted) = local.get(depth) {
             let Some(child) = self.child(at, wanted.0) else { break };
@@ -386,6 +385,10 @@ impl PrefixIndex for RadixTree {
 
     fn held_blocks(&self, slot: Slot) -> u32 {
         self.slot_index(slot).map_or(0, |index| self.slots[index as usize].blocks)
+    }
+
+    fn note_held_blocks(&self, out: &mut MatchBuffer) {
+        out.set_held_blocks(self.slots.iter().map(|held| held.blocks));
     }
 
     fn counts(&self) -> IndexCounts {

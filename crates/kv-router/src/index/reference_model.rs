@@ -158,6 +158,7 @@ pub(super) fn queries() -> Vec<Vec<u64>> {
 pub(super) fn answers(index: &impl PrefixIndex, query: &[u64], out: &mut MatchBuffer) -> Vec<(Slot, u32)> {
     let query: Vec<_> = query.iter().map(|&local| LocalBlockHash(local)).collect();
     index.find_matches(&query, out);
+    index.note_held_blocks(out);
     let mut found: Vec<_> = out.matches().iter().map(|found| (found.slot, found.device_blocks)).collect();
     found.sort();
     found

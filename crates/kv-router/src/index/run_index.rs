@@ -9,6 +9,7 @@ use dynamo_tokens::LocalBlockHash;
 
 use self::{
     children::ChildTable,
+    cold::ColdRuns,
     columns::{Columns, MAX_BLOCKS, UNIT},
     family::Families,
     header::{ChildEntry, HEADER, ROOT, RunId, pair},
@@ -25,8 +26,10 @@ mod atomics;
 mod blocks;
 mod children;
 mod clear;
+mod cold;
 mod columns;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod concurrency_tests;
 mod dump;
 mod epochs;
@@ -47,7 +50,8 @@ mod remove;
 mod shared;
 mod space;
 mod store;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;
 
 pub use reader::RunReader;
@@ -61,7 +65,7 @@ pub struct RunIndex {
     reader: RunReader,
     columns: Columns,
     /// By run.
-    cold: Vec<Cold>,
+    cold: ColdRuns,
     runs: Space,
     lists: Space,
     children: ChildTable,
@@ -86,25 +90,6 @@ pub struct RunIndex {
     suspects: Vec<(u32, u32)>,
     /// Scratch: runs that remain to be visited.
     visit: Vec<RunId>,
-}
-
-/// What only the writer has to know of a run.
-#[derive(Clone, Copy, Default)]
-struct Cold {
-    /// The first of the runs that hang at this one; its siblings.
-    first_child: RunId,
-    next: RunId,
-    previous: RunId,
-    children: u32,
-    /// Units of room.
-    units: u16,
-    /// Words in use in the list of holders, those of slots that left included.
-    listed: u16,
-    /// Holders in the list.
-    holders: u16,
-    /// Until this epoch has passed, readers may see the run longer than it is, or its holders in the header although
-    /// they are in a list.
-    epoch: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -156,7 +141,7 @@ impl RunIndex {
         Self {
             reader: RunReader::new(shared.clone()),
             columns: Columns::new(max_blocks, &shared.memory),
-            cold: Vec::new(),
+            cold: ColdRuns::default(),
             runs: Space::new(RUNS_PER_CHUNK, (ChildEntry::MAX_RUNS / RUNS_PER_CHUNK) as usize),
             lists: Space::new(shared::Lists::LEN as u32 / UNIT, 1 << 14),
             children: ChildTable::new(),
@@ -239,11 +224,7 @@ impl RunIndex {
                 }
             }
         }
-        let limit = self.runs.limit() * RUNS_PER_CHUNK as usize;
-        if self.cold.len() > limit {
-            self.cold.truncate(limit);
-            self.cold.shrink_to_fit();
-        }
+        self.cold.truncate(self.runs.limit() * RUNS_PER_CHUNK as usize);
     }
 
     /// Whether all readers that began before the end of `epoch` are done.
@@ -273,7 +254,7 @@ impl RunIndex {
     fn bytes(&self) -> usize {
         self.shared.own_bytes()
             + self.columns.bytes()
-            + self.cold.capacity() * size_of::<Cold>()
+            + self.cold.bytes()
             + self.runs.bytes()
             + shared::Headers::directory_bytes(self.runs.limit())
             + self.lists.bytes()
@@ -321,11 +302,7 @@ impl RunIndex {
         for word in self.shared.headers.array::<HEADER>(taken.unit * HEADER as u32) {
             word.store(0, Relaxed);
         }
-        let index = taken.unit as usize;
-        if index >= self.cold.len() {
-            self.cold.resize(index + 1, Cold::default());
-        }
-        self.cold[index] = Cold::default();
+        self.cold.reset(taken.unit);
         Some(taken.unit)
     }
 }
@@ -376,6 +353,10 @@ impl PrefixIndex for RunIndex {
 
     fn held_blocks(&self, slot: Slot) -> u32 {
         self.reader.held_blocks(slot)
+    }
+
+    fn note_held_blocks(&self, out: &mut MatchBuffer) {
+        self.reader.note_held_blocks(out);
     }
 
     fn counts(&self) -> IndexCounts {

@@ -149,6 +149,7 @@ impl TieredIndex {
     /// Replaces `out` by who holds how much of a prompt, on the device and on lower tiers.
     pub fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer) {
         self.device.find_matches(local, out);
+        self.device.note_held_blocks(out);
         out.lower.clear();
         let Some(tree) = self.lower.tree.get() else { return };
         if self.lower.slots.load(Ordering::Acquire) == 0 {

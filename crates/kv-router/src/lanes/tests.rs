@@ -165,6 +165,7 @@ impl PrefixIndex for Gated {
     fn held_blocks(&self, _: Slot) -> u32 {
         0
     }
+    fn note_held_blocks(&self, _: &mut MatchBuffer) {}
     fn counts(&self) -> IndexCounts {
         IndexCounts::default()
     }
@@ -176,6 +177,9 @@ impl SharedIndex for Gated {
     }
     fn held_blocks(&self, slot: Slot) -> u32 {
         PrefixIndex::held_blocks(self, slot)
+    }
+    fn note_held_blocks(&self, out: &mut MatchBuffer) {
+        PrefixIndex::note_held_blocks(self, out);
     }
     fn counts(&self) -> IndexCounts {
         PrefixIndex::counts(self)

@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, sync::atomic::Ordering::Relaxed};
 use rustc_hash::FxHashMap;
 
 use super::{
-    Cold, RunIndex,
+    RunIndex,
+    cold::Cold,
     header::{ORIGIN, ROOT, RunId, halves},
 };
 
@@ -35,14 +36,14 @@ impl RunIndex {
 
     /// Whether anything may hang at `run`.
     pub(super) fn has_children(&self, run: RunId) -> bool {
-        run == ROOT || self.cold[run as usize].children > 0
+        run == ROOT || self.cold[run].children > 0
     }
 
     /// The children of `run` in no order; those of the root are not listed.
     fn children_of(&self, run: RunId) -> impl Iterator<Item = RunId> + '_ {
-        let first = self.cold[run as usize].first_child;
+        let first = self.cold[run].first_child;
         std::iter::successors(Some(first).filter(|&child| child != ROOT), |&child| {
-            Some(self.cold[child as usize].next).filter(|&next| next != ROOT)
+            Some(self.cold[child].next).filter(|&next| next != ROOT)
         })
     }
 
@@ -52,12 +53,12 @@ impl RunIndex {
         if parent == ROOT {
             return;
         }
-        let first = self.cold[parent as usize].first_child;
+        let first = self.cold[parent].first_child;
         if first != ROOT {
-            self.cold[first as usize].previous = child;
+            self.cold[first].previous = child;
         }
-        self.cold[child as usize].next = first;
-        let cold = &mut self.cold[parent as usize];
+        self.cold[child].next = first;
+        let cold = &mut self.cold[parent];
         cold.first_child = child;
         cold.children += 1;
         let children = cold.children;
@@ -80,15 +81,15 @@ impl RunIndex {
         if parent == ROOT {
             return ROOT;
         }
-        let Cold { next, previous, .. } = self.cold[child as usize];
+        let Cold { next, previous, .. } = self.cold[child];
         match previous {
-            ROOT => self.cold[parent as usize].first_child = next,
-            previous => self.cold[previous as usize].next = next,
+            ROOT => self.cold[parent].first_child = next,
+            previous => self.cold[previous].next = next,
         }
         if next != ROOT {
-            self.cold[next as usize].previous = previous;
+            self.cold[next].previous = previous;
         }
-        let cold = &mut self.cold[parent as usize];
+        let cold = &mut self.cold[parent];
         cold.children -= 1;
         let children = cold.children;
         if children + 1 > CROWD / 2
@@ -109,7 +110,7 @@ impl RunIndex {
 
     /// The number of a run's blocks that lead to children.
     pub(super) fn last_offset(&self, run: RunId) -> u32 {
-        if self.cold[run as usize].children == 0 {
+        if self.cold[run].children == 0 {
             return 0;
         }
         if let Some(crowd) = self.crowd(run) {
@@ -119,12 +120,12 @@ impl RunIndex {
     }
 
     fn crowd(&self, run: RunId) -> Option<&BTreeSet<(u32, RunId)>> {
-        if self.cold[run as usize].children > CROWD / 2 { self.families.crowds.get(&run) } else { None }
+        if self.cold[run].children > CROWD / 2 { self.families.crowds.get(&run) } else { None }
     }
 
     /// Pushes the children behind more than `after` and at most `upto` blocks of a run.
     pub(super) fn children_between(&self, run: RunId, after: u32, upto: u32, found: &mut Vec<RunId>) {
-        if self.cold[run as usize].children == 0 {
+        if self.cold[run].children == 0 {
             return;
         }
         match self.crowd(run) {

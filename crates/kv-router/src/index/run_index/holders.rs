@@ -110,7 +110,7 @@ impl RunIndex {
             return Ok(());
         }
         let header = self.shared.header(run);
-        let cold = self.cold[run as usize];
+        let cold = self.cold[run];
         match self.list(run) {
             None if header[HOLDERS..].iter().any(|word| word.load(Relaxed) == 0) => Ok(()),
             None => self.relist(run, SMALLEST),
@@ -143,7 +143,7 @@ impl RunIndex {
         }
         self.replace_list(run, pair(place, len.trailing_zeros()));
         let epoch = self.shared.epochs.current();
-        let cold = &mut self.cold[run as usize];
+        let cold = &mut self.cold[run];
         (cold.holders, cold.listed) = (holders as u16, holders as u16);
         // Readers may look at the words in the header, which have to stay as they are.
         cold.epoch = epoch;
@@ -173,7 +173,7 @@ impl RunIndex {
             None if new.blocks == 0 => return,
             None => {
                 if let Some(list) = self.list(run) {
-                    list.push(self.cold[run as usize].listed.into(), new.word(slot));
+                    list.push(self.cold[run].listed.into(), new.word(slot));
                 } else {
                     let free = header[HOLDERS..].iter().find(|word| word.load(Relaxed) == 0);
                     debug_assert!(free.is_some(), "there is room for a holder");
@@ -187,7 +187,7 @@ impl RunIndex {
         let state = &mut self.slots[slot.index()];
         state.cut_off = state.cut_off + u32::from(new.is_cut_off) - u32::from(old.is_cut_off);
         if is_listed {
-            let cold = &mut self.cold[run as usize];
+            let cold = &mut self.cold[run];
             holders += i32::from(cold.holders);
             listed += cold.listed;
             (cold.holders, cold.listed) = (holders as u16, listed);
@@ -212,7 +212,7 @@ impl RunIndex {
     /// Back into the header, unless readers may still look at what was in it before.
     #[cold]
     fn unlist(&mut self, run: RunId) {
-        let epoch = self.cold[run as usize].epoch;
+        let epoch = self.cold[run].epoch;
         if !self.has_passed(epoch) {
             return;
         }

@@ -237,7 +237,8 @@ fn prefetch_at<T>(target: *const T) {
     let _ = target;
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
 

@@ -4,9 +4,11 @@
 //! eight blocks it is, is seen from their names, which are one cache line. So two entries may be the same, and stand for
 //! either block. Lines of 16 entries are probed one after the other, a line at a time; an entry that found its own line
 //! full is marked. There are many parts, each of which grows alone and at another time than the others: no event has to
-//! wait for more than one or two of them, and the table as a whole is never half empty.
+//! wait for more than one or two of them, and the table as a whole is never half empty. A part that is too large for that
+//! becomes sixteen.
 
 use self::{
+    grow::make_room,
     insert::{InsertAll, put_late},
     part::Part,
 };
@@ -22,9 +24,14 @@ mod grow;
 mod insert;
 mod part;
 
-/// 1,024: at 10^8 blocks one part is rebuilt in a millisecond.
+/// Parts to begin with: 1,024.
 const PART_BITS: u32 = 10;
 const PARTS: usize = 1 << PART_BITS;
+/// Lines of a part at most, unless it is one of those that a part became: 13,000 names, of which each may be a miss when
+/// they are looked at.
+const MAX_LINES: usize = 960;
+/// What a part becomes that needs more: sixteen.
+const SPLIT_BITS: u32 = 4;
 /// Entries that a line has on average when its part grows. Fuller ones spill into one another.
 const FULL: usize = 14;
 /// A part with fewer than this many entries a line is not full of them, but of marks where entries were.
@@ -59,9 +66,21 @@ thread_local! {
     pub(super) static HASH_BITS: std::cell::Cell<u64> = const { std::cell::Cell::new(u64::MAX) };
 }
 
+/// The number of the part in which a name is.
 #[inline(always)]
-fn part_of(hash: u64) -> usize {
-    (hash >> (64 - PART_BITS)) as usize
+fn part_of(parts: &[Part], hash: u64) -> usize {
+    let number = (hash >> (64 - PART_BITS)) as usize;
+    match parts[number].split_into {
+        0 => number,
+        first => part_behind(first, hash),
+    }
+}
+
+/// A call, so that all the rest does not wait to see which of the two it is.
+#[cold]
+#[inline(never)]
+fn part_behind(first: u32, hash: u64) -> usize {
+    first as usize + (hash >> (64 - PART_BITS - SPLIT_BITS)) as usize % (1 << SPLIT_BITS)
 }
 
 #[inline(always)]
@@ -71,24 +90,25 @@ fn unit(place: Place) -> u32 {
 
 /// A multimap from hashes of names to units.
 pub(super) struct NameTable {
-    /// None until the first entry.
-    parts: Option<Box<[Part; PARTS]>>,
+    /// Empty until the first entry. Behind those that were there first lie those that some of them became.
+    parts: Vec<Part>,
     len: usize,
     memory: Memory,
 }
 
 impl NameTable {
     pub(super) fn new(memory: &Memory) -> Self {
-        Self { parts: None, len: 0, memory: memory.clone() }
+        Self { parts: Vec::new(), len: 0, memory: memory.clone() }
     }
 
     /// Asks for the line of a name that will be inserted, removed or looked up soon.
     #[inline]
     pub(super) fn prefetch(&self, hash: u64) {
-        if let Some(parts) = &self.parts
-            && let part = &parts[part_of(hash)]
-            && let Some(line) = part.lines.get(part.home(hash))
-        {
+        if self.parts.is_empty() {
+            return;
+        }
+        let part = &self.parts[part_of(&self.parts, hash)];
+        if let Some(line) = part.lines.get(part.home(hash)) {
             prefetch(line);
         }
     }
@@ -97,10 +117,9 @@ impl NameTable {
     /// the same name as the one that is told with it.
     pub(super) fn insert_all(&mut self, blocks: &mut Blocks<'_>, seen: impl FnMut(u32, Place)) {
         let Self { parts, memory, .. } = self;
-        let parts = parts.get_or_insert_with(|| {
-            let parts: Box<[Part]> = (0..PARTS).map(Part::new).collect();
-            parts.try_into().ok().expect("as many as that")
-        });
+        if parts.is_empty() {
+            *parts = (0..PARTS as u32).map(|number| Part::new(number, PART_BITS)).collect();
+        }
         self.len += blocks.unlisted.len();
         if blocks.unlisted.len() <= FEW {
             blocks.late.extend(blocks.unlisted.clone());
@@ -114,14 +133,20 @@ impl NameTable {
     /// What `is_it` finds in a unit with a block listed under `hash`.
     #[inline]
     pub(super) fn find(&self, hash: u64, is_it: impl FnMut(u32) -> Option<Place>) -> Option<Place> {
-        self.parts.as_ref()?[part_of(hash)].find(hash, is_it)
+        if self.parts.is_empty() {
+            return None;
+        }
+        self.parts[part_of(&self.parts, hash)].find(hash, is_it)
     }
 
     /// Takes a block off the list; it is among those that `blocks` has as not listed.
     #[inline]
     pub(super) fn remove(&mut self, hash: u64, place: Place, blocks: &Blocks<'_>) {
-        let Some(parts) = &mut self.parts else { return };
-        let part = &mut parts[part_of(hash)];
+        if self.parts.is_empty() {
+            return;
+        }
+        let number = part_of(&self.parts, hash);
+        let part = &mut self.parts[number];
         let Some(at) = part.position(hash, unit(place)) else {
             debug_assert!(false, "a block that is removed was listed");
             return;
@@ -141,8 +166,11 @@ impl NameTable {
     /// Lists a block that moved under its new place.
     #[inline]
     pub(super) fn replace(&mut self, hash: u64, old: Place, new: Place, blocks: &Blocks<'_>) {
-        let Some(parts) = &mut self.parts else { return };
-        let part = &mut parts[part_of(hash)];
+        if self.parts.is_empty() {
+            return;
+        }
+        let number = part_of(&self.parts, hash);
+        let part = &mut self.parts[number];
         let Some(at) = part.position(hash, unit(old)) else {
             debug_assert!(false, "a block that moves was listed");
             return;
@@ -152,18 +180,26 @@ impl NameTable {
             *entry = *entry & !part.units | unit(new);
         } else {
             part.vacate(at);
-            part.make_room(unit(new), blocks, &self.memory);
-            part.insert(hash, unit(new));
+            make_room(&mut self.parts, number, unit(new), blocks, &self.memory);
+            let number = part_of(&self.parts, hash);
+            self.parts[number].insert(hash, unit(new));
         }
     }
 
-    #[cfg(all(test, not(loom)))]
+    #[cfg(test)]
+    #[cfg(not(loom))]
+    pub(super) fn has_split(&self) -> bool {
+        self.parts.len() > PARTS
+    }
+
+    #[cfg(test)]
+    #[cfg(not(loom))]
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
     /// Bytes beside those of the index's memory.
     pub(super) fn bytes(&self) -> usize {
-        self.parts.as_ref().map_or(0, |parts| size_of_val(&**parts))
+        self.parts.capacity() * size_of::<Part>()
     }
 }

@@ -98,6 +98,7 @@ impl RunIndex {
         let Self { names, columns, shared, .. } = self;
         let end = place + len;
         let mut place = end;
+        let mut blocks = Blocks::new(columns, shared, end..end);
         for stretch in columns.names(end - len, len as usize).rchunks(AHEAD) {
             let mut hashes = [0; AHEAD];
             for (hash, &name) in hashes.iter_mut().zip(stretch) {
@@ -106,7 +107,7 @@ impl RunIndex {
             }
             for (&hash, &name) in hashes[..stretch.len()].iter().zip(stretch).rev() {
                 place -= 1;
-                let blocks = Blocks::new(columns, shared, place..end);
+                blocks.unlisted.start = place;
                 names.remove(hash, place, &blocks);
                 if self.doubled_names > 0 {
                     let is_it = |unit| Blocks::named(columns, unit, name, |other| blocks.is_listed(other));

@@ -54,7 +54,7 @@ impl RunReader {
         local.iter().step_by(8).take(QUERY_AHEAD).for_each(prefetch);
         let shared = &*self.shared;
         let _pin = shared.epochs.pin(self.seat);
-        shared.all_slot_blocks(&mut out.held_blocks);
+        out.held_blocks.clear();
         for _ in 0..TURNS {
             let turn = shared.turn.load(Acquire);
             // In the middle of a turn the marks may have changed and the word that they follow from has not: without a
@@ -75,6 +75,11 @@ impl RunReader {
     /// Blocks that a slot holds.
     pub fn held_blocks(&self, slot: Slot) -> u32 {
         self.shared.slot_blocks(slot)
+    }
+
+    /// Replaces what `out` says of how many blocks each slot holds.
+    pub fn note_held_blocks(&self, out: &mut MatchBuffer) {
+        self.shared.all_slot_blocks(&mut out.held_blocks);
     }
 
     /// How large the index was after the last event; bytes after one of the last 64.

@@ -91,53 +91,67 @@ impl Region {
         // SAFETY: the layout is not empty.
         let at = NonNull::new(unsafe { alloc(Self::LAYOUT) });
         let Some(at) = at else { handle_alloc_error(Self::LAYOUT) };
-        #[cfg(target_os = "linux")]
-        let touched = {
-            use rustix::mm::{Advice, madvise};
-            let at = at.as_ptr().cast();
-            // SAFETY: these are whole pages that nobody uses yet. Zeros come in the place of what they hold.
-            let is_zero = unsafe { madvise(at, REGION, Advice::LinuxDontNeed) }.is_ok();
-            // Without large pages it is slower, nothing else.
-            // SAFETY: advice that changes no contents.
-            let _ = unsafe { madvise(at, REGION, Advice::LinuxHugepage) };
-            if is_zero { 0 } else { (REGION / UNIT) as u32 }
-        };
-        #[cfg(not(target_os = "linux"))]
-        let touched = (REGION / UNIT) as u32;
+        // Zeros come in the place of what these pages hold.
+        // SAFETY: they are whole pages that nobody uses yet.
+        let is_zero = unsafe { advice::forget(at, REGION) };
+        advice::want_large_page(at, REGION, true);
+        let touched = if is_zero { 0 } else { (REGION / UNIT) as u32 };
         Self { at, touched, absent: 0 }
     }
 
     /// Gives the memory of a slice back, in which nothing is in use.
     fn forget(&mut self, slice: u32) {
-        #[cfg(target_os = "linux")]
-        {
-            use rustix::mm::{Advice, madvise};
-            // SAFETY: the slice lies within the region.
-            let at = unsafe { self.at.add(slice as usize * SLICE) };
-            // SAFETY: whole pages that nobody uses.
-            let is_absent = unsafe { madvise(at.as_ptr().cast(), SLICE, Advice::LinuxDontNeed) }.is_ok();
-            self.absent |= u64::from(is_absent) << slice;
-        }
-        #[cfg(not(target_os = "linux"))]
-        let _ = slice;
+        // SAFETY: the slice lies within the region.
+        let at = unsafe { self.at.add(slice as usize * SLICE) };
+        // SAFETY: whole pages that nobody uses.
+        let is_absent = unsafe { advice::forget(at, SLICE) };
+        self.absent |= u64::from(is_absent) << slice;
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        #[cfg(target_os = "linux")]
-        {
-            use rustix::mm::{Advice, madvise};
-            let at = self.at.as_ptr().cast();
-            // The allocator may keep the memory for other purposes, which would not ask for a large page.
-            // SAFETY: nobody uses what is in it any more.
-            let _ = unsafe { madvise(at, REGION, Advice::LinuxDontNeed) };
-            // SAFETY: advice that changes no contents.
-            let _ = unsafe { madvise(at, REGION, Advice::LinuxNoHugepage) };
-        }
+        // The allocator may keep the memory for other purposes, which would not ask for a large page.
+        // SAFETY: nobody uses what is in it any more.
+        unsafe { advice::forget(self.at, REGION) };
+        advice::want_large_page(self.at, REGION, false);
         // SAFETY: it was allocated with this layout.
         unsafe { dealloc(self.at.as_ptr(), Self::LAYOUT) };
     }
+}
+
+/// What the system is told about pages. Where it cannot be told, all is slower or larger, nothing else.
+#[cfg(all(target_os = "linux", not(miri)))]
+mod advice {
+    use std::ptr::NonNull;
+
+    use rustix::mm::{Advice, madvise};
+
+    /// Gives pages back, so that zeros are in them when they are used again; says whether that is so.
+    ///
+    /// # Safety
+    /// Nobody uses what is in them.
+    pub(super) unsafe fn forget(at: NonNull<u8>, bytes: usize) -> bool {
+        // SAFETY: as the caller says.
+        unsafe { madvise(at.as_ptr().cast(), bytes, Advice::LinuxDontNeed) }.is_ok()
+    }
+
+    pub(super) fn want_large_page(at: NonNull<u8>, bytes: usize, is_wanted: bool) {
+        let advice = if is_wanted { Advice::LinuxHugepage } else { Advice::LinuxNoHugepage };
+        // SAFETY: it changes no contents.
+        let _ = unsafe { madvise(at.as_ptr().cast(), bytes, advice) };
+    }
+}
+
+#[cfg(not(all(target_os = "linux", not(miri))))]
+mod advice {
+    use std::ptr::NonNull;
+
+    pub(super) unsafe fn forget(_: NonNull<u8>, _: usize) -> bool {
+        false
+    }
+
+    pub(super) fn want_large_page(_: NonNull<u8>, _: usize, _: bool) {}
 }
 
 impl Memory {
@@ -277,6 +291,9 @@ impl<T: Plain> Drop for Piece<T> {
 mod tests {
     use super::*;
 
+    /// Every so manieth word is looked at: Miri would need minutes for all.
+    const WORDS: usize = if cfg!(miri) { 997 } else { 1 };
+
     #[test]
     fn pieces_are_zeros_also_where_others_were() {
         let memory = Memory::new();
@@ -285,9 +302,9 @@ mod tests {
         for round in 0..3 {
             for number in 0..200 {
                 let mut piece = memory.take::<u64>(1 + number * 100);
-                assert!(piece.iter().all(|&word| word == 0), "round {round}, piece {number}");
+                assert!(piece.iter().step_by(WORDS).all(|&word| word == 0), "round {round}, piece {number}");
                 assert_eq!(piece.as_ptr() as usize % ALIGNMENT, 0);
-                piece.fill(u64::MAX);
+                piece.iter_mut().step_by(WORDS).for_each(|word| *word = u64::MAX);
                 pieces.push(piece);
             }
             let held: usize = pieces.iter().map(|piece| piece.len() * 8).sum();
@@ -310,7 +327,7 @@ mod tests {
         pieces.iter_mut().for_each(|piece| piece.fill(7));
         let full = memory.bytes();
         pieces.truncate(1);
-        if cfg!(target_os = "linux") {
+        if cfg!(all(target_os = "linux", not(miri))) {
             assert!(memory.bytes() <= full - 13 * SLICE);
         }
         pieces.extend((0..14).map(|_| memory.take(SLICE / 8)));

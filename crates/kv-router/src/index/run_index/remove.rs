@@ -106,7 +106,7 @@ impl RunIndex {
             if kept > 0 {
                 self.shared.header(run)[EXTENT].store(pair(place, kept), Release);
                 let epoch = self.shared.epochs.current();
-                let (used, cold) = (kept.div_ceil(UNIT), &mut self.cold[run as usize]);
+                let (used, cold) = (kept.div_ceil(UNIT), &mut self.cold[run]);
                 cold.epoch = epoch;
                 let units = u32::from(std::mem::replace(&mut cold.units, used as u16));
                 if units > used {
@@ -117,7 +117,7 @@ impl RunIndex {
             }
             self.unlist_child(run);
             self.shared.header(run)[EXTENT].store(pair(place, 0), Release);
-            let units = u32::from(self.cold[run as usize].units);
+            let units = u32::from(self.cold[run].units);
             let parent = self.disown(run);
             self.drop_list(run);
             self.retire(Retired::Blocks { place, units });

@@ -233,9 +233,7 @@ impl Shared {
     pub(super) fn all_slot_blocks(&self, held: &mut Vec<u32>) {
         let limit = self.slot_limit.load(Acquire);
         let words = limit.div_ceil(2);
-        if held.len() != words * 2 {
-            held.resize(words * 2, 0);
-        }
+        held.resize(words * 2, 0);
         for (chunk, held) in held.chunks_mut(2 * SLOTS_PER_CHUNK).enumerate() {
             let words = self.held.slice((chunk * SLOTS_PER_CHUNK) as Place, held.len() / 2);
             for (word, held) in words.iter().zip(held.chunks_exact_mut(2)) {

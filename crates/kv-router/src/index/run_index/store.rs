@@ -12,7 +12,7 @@ use super::{
     header::{EXTENT, Holding, ORIGIN, ROOT, RunId, pair},
     holes::Bits,
     limbo::Retired,
-    names::hash,
+    names::{AHEAD, hash},
     shared::child_hash,
 };
 use crate::Slot;
@@ -186,7 +186,7 @@ impl RunIndex {
             self.retire(Retired::Run(id));
             return Err(ApplyError::Full);
         };
-        self.cold[id as usize].units = units as u16;
+        self.cold[id].units = units as u16;
         let header = self.shared.header(id);
         header[ORIGIN].store(pair(run, offset), Relaxed);
         header[EXTENT].store(pair(place, 0), Relaxed);
@@ -197,7 +197,7 @@ impl RunIndex {
     fn make_room_behind(&mut self, run: RunId, wanted: u32) -> bool {
         let found = self.shared.run(run);
         let (place, len) = (found.place, found.len);
-        let cold = self.cold[run as usize];
+        let cold = self.cold[run];
         // A reader that sees the run longer must not take the new blocks for the old ones.
         if !self.has_passed_or_none(cold.epoch) {
             return false;
@@ -205,7 +205,7 @@ impl RunIndex {
         let units = u32::from(cold.units);
         let needed = len.saturating_add(wanted).min(MAX_RUN).div_ceil(UNIT);
         if needed > units && self.columns.extend(place + units * UNIT, needed - units, run) {
-            self.cold[run as usize].units = needed as u16;
+            self.cold[run].units = needed as u16;
             return true;
         }
         if len < units * UNIT {
@@ -219,14 +219,20 @@ impl RunIndex {
         let Some(new) = self.columns.take(roomy, run, &self.shared.locals) else { return false };
         self.columns.copy(place, new, len as usize, &self.shared.locals);
         self.shared.header(run)[EXTENT].store(pair(new, len), Release);
-        for number in 0..len {
-            let mut blocks = Blocks::new(&self.columns, &self.shared, new + number..new + len);
-            blocks.moving = place + number + 1..place + len;
-            let name = self.columns.name(place + number);
+        let moved = self.columns.names(new, len as usize);
+        let mut blocks = Blocks::new(&self.columns, &self.shared, new..new + len);
+        blocks.moving = place..place + len;
+        moved.iter().take(AHEAD).for_each(|&name| self.names.prefetch(hash(name)));
+        for (number, &name) in (0..len).zip(moved) {
+            if let Some(&later) = moved.get(number as usize + AHEAD) {
+                self.names.prefetch(hash(later));
+            }
+            blocks.unlisted.start = new + number;
+            blocks.moving.start = place + number + 1;
             self.names.replace(hash(name), place + number, new + number, &blocks);
         }
         self.relist_child(run);
-        self.cold[run as usize].units = roomy as u16;
+        self.cold[run].units = roomy as u16;
         self.retire(Retired::Blocks { place, units });
         true
     }
@@ -241,7 +247,7 @@ impl RunIndex {
             let found = self.shared.run(at.run);
             (found.place, found.len)
         };
-        let room = u32::from(self.cold[at.run as usize].units) * UNIT - len;
+        let room = u32::from(self.cold[at.run].units) * UNIT - len;
         let count = blocks.len().min(room as usize);
         let blocks = &blocks[..count];
         let start = place + len;

@@ -7,9 +7,8 @@ use super::{
         lanes::{Level, Line, Plainly, Work, at_best_level},
         regions::{Memory, Piece},
     },
-    FREE, GONE, HARDLY_FULL, MAX_UNIT_BITS, SPILLED, hash,
+    FREE, FULL, GONE, HARDLY_FULL, MAX_LINES, MAX_UNIT_BITS, PARTS, SPILLED, SPLIT_BITS, hash,
     part::Part,
-    part_of,
 };
 
 impl Part {
@@ -18,7 +17,7 @@ impl Part {
     #[inline(always)]
     fn candidates(&self, entry: u32, blocks: &Blocks<'_>) -> ([u64; UNIT as usize], u32) {
         let hashes = blocks.columns.unit_names(entry & self.units).map(hash);
-        let is_here = |hash| u32::from(part_of(hash) == self.number as usize);
+        let is_here = |hash| u32::from((hash >> (64 - self.number_bits)) as u32 == self.number);
         let mut here = hashes.iter().enumerate().fold(0, |bits, (at, &hash)| bits | is_here(hash) << at);
         let mut candidates = 0;
         while here != 0 {
@@ -92,48 +91,49 @@ impl Part {
     /// All entries into `count` lines, by their names.
     #[cold]
     fn rebuild(&mut self, count: usize, unit_bits: u32, blocks: &Blocks<'_>, memory: &Memory) {
+        let new = Self::with_lines(self.number, self.number_bits.into(), count, unit_bits, memory);
+        let old = std::mem::replace(self, new);
+        old.each(blocks, |hash, unit| self.insert(hash, unit));
+        debug_assert_eq!(self.entries, old.entries, "each entry stands for one listed block");
+    }
+
+    /// An empty part.
+    fn with_lines(number: u32, number_bits: u32, count: usize, unit_bits: u32, memory: &Memory) -> Self {
+        let lines = memory.take(count);
+        let units = !(u32::MAX << unit_bits);
+        let mut new = Self { lines, base: count as u32, units, ..Self::new(number, number_bits) };
+        new.count_room();
+        new
+    }
+
+    /// The hash and the unit of each block listed in this part.
+    #[inline(always)]
+    fn each(&self, blocks: &Blocks<'_>, mut found: impl FnMut(u64, u32)) {
         /// Lines whose names are asked for ahead: some dozens of misses, as many as a core has under way.
         const AHEAD: usize = 3;
-        let new = Self { lines: memory.take(count), base: count as u32, ..Self::new(self.number as usize) };
-        let old = std::mem::replace(self, new);
-        self.units = !(u32::MAX << unit_bits);
-        self.count_room();
         let is_one = |entry: &&u32| **entry != FREE && **entry != GONE;
         // Entries that stand for several blocks.
         let mut shared = Vec::new();
-        for line in 0..old.lines.len() + AHEAD {
-            if let Some(ahead) = old.lines.get(line) {
-                let units = ahead.0.iter().filter(is_one).map(|&entry| entry & old.units);
+        for line in 0..self.lines.len() + AHEAD {
+            if let Some(ahead) = self.lines.get(line) {
+                let units = ahead.0.iter().filter(is_one).map(|&entry| entry & self.units);
                 units.for_each(|unit| blocks.columns.prefetch_names(unit));
             }
             let Some(now) = line.checked_sub(AHEAD) else { continue };
-            for &entry in old.lines[now].0.iter().filter(is_one) {
-                if let Some(hash) = old.only(entry, blocks) {
-                    self.insert(hash, entry & old.units);
+            for &entry in self.lines[now].0.iter().filter(is_one) {
+                if let Some(hash) = self.only(entry, blocks) {
+                    found(hash, entry & self.units);
                 } else if !shared.contains(&(entry & !SPILLED)) {
                     shared.push(entry & !SPILLED);
-                    let (hashes, candidates) = old.candidates(entry, blocks);
+                    let (hashes, candidates) = self.candidates(entry, blocks);
                     for (at, hash) in (0..).zip(hashes) {
-                        if candidates >> at & 1 == 1 && blocks.is_listed((entry & old.units) * UNIT + at) {
-                            self.insert(hash, entry & old.units);
+                        if candidates >> at & 1 == 1 && blocks.is_listed((entry & self.units) * UNIT + at) {
+                            found(hash, entry & self.units);
                         }
                     }
                 }
             }
         }
-        debug_assert_eq!(self.entries, old.entries, "each entry stands for one listed block");
-    }
-
-    /// Makes room for one more entry, of this unit.
-    #[cold]
-    pub(super) fn make_room(&mut self, unit: u32, blocks: &Blocks<'_>, memory: &Memory) {
-        let lines = self.lines.len();
-        let is_full = self.entries >= self.room && self.entries as usize >= lines * HARDLY_FULL;
-        let count = if is_full { lines_above(self.number as usize, lines) } else { lines };
-        // A bit more than now needed: numbers are twice as large when the part doubles the next time, so that parts
-        // change this one by one, with their size.
-        let unit_bits = self.unit_bits().max(32 - unit.leading_zeros() + 1).min(MAX_UNIT_BITS);
-        self.grow(count, unit_bits, blocks, memory);
     }
 
     /// Room for more entries, or for larger units' numbers.
@@ -142,7 +142,7 @@ impl Part {
         /// Hash bits that an entry must have beyond those that choose its line: for one new block in three, names are
         /// then looked at in vain.
         const BITS_LEFT: u32 = 5;
-        let (bits, doubled) = (31 - unit_bits, 32 - self.shift);
+        let (bits, doubled) = (31 - unit_bits, 32 - u32::from(self.shift));
         if count == self.lines.len() && unit_bits > self.unit_bits() && doubled + 2 < bits {
             let hash_bits = !self.units;
             self.units = !(u32::MAX << unit_bits);
@@ -153,6 +153,53 @@ impl Part {
         } else {
             self.rebuild(count, unit_bits, blocks, memory);
         }
+    }
+}
+
+/// Makes room for one more entry, of this unit, in a part or in those that it becomes.
+#[cold]
+pub(super) fn make_room(
+    parts: &mut Vec<Part>,
+    number: usize,
+    unit: u32,
+    blocks: &Blocks<'_>,
+    memory: &Memory,
+) {
+    let part = &mut parts[number];
+    let lines = part.lines.len();
+    let is_full = part.entries >= part.room && part.entries as usize >= lines * HARDLY_FULL;
+    let count = if is_full { lines_above(part.number as usize, lines) } else { lines };
+    // A bit more than now needed: numbers are twice as large when the part doubles the next time, so that parts
+    // change this one by one, with their size.
+    let unit_bits = part.unit_bits().max(32 - unit.leading_zeros() + 1).min(MAX_UNIT_BITS);
+    if count > MAX_LINES && number < PARTS {
+        split(parts, number, unit_bits, blocks, memory);
+    } else {
+        part.grow(count, unit_bits, blocks, memory);
+    }
+}
+
+/// Many parts in the place of one, each with room for one more entry.
+fn split(parts: &mut Vec<Part>, number: usize, unit_bits: u32, blocks: &Blocks<'_>, memory: &Memory) {
+    let first = parts.len();
+    let whole = &mut parts[number];
+    let split = Part { split_into: first as u32, ..Part::new(whole.number, whole.number_bits.into()) };
+    let old = std::mem::replace(whole, split);
+    let number_bits = u32::from(old.number_bits) + SPLIT_BITS;
+    let part_of = |hash: u64| (hash >> (64 - number_bits)) as usize % (1 << SPLIT_BITS);
+    let mut names = Vec::with_capacity(old.entries as usize);
+    let mut counts = [0; 1 << SPLIT_BITS];
+    old.each(blocks, |hash, unit| {
+        names.push((hash, unit));
+        counts[part_of(hash)] += 1;
+    });
+    parts.extend((0..).zip(counts).map(|(part, count)| {
+        let number = old.number << SPLIT_BITS | part;
+        let lines = lines_above(number as usize, count / FULL);
+        Part::with_lines(number, number_bits, lines, unit_bits, memory)
+    }));
+    for (hash, unit) in names {
+        parts[first + part_of(hash)].insert(hash, unit);
     }
 }
 

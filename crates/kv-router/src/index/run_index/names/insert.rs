@@ -7,14 +7,16 @@ use super::{
         memory::{Place, prefetch},
         regions::Memory,
     },
-    AHEAD, PARTS, hash,
+    AHEAD,
+    grow::make_room,
+    hash,
     part::Part,
     part_of, unit,
 };
 
 /// Puts in the blocks of `blocks.unlisted`.
 pub(super) struct InsertAll<'a, 'b, F> {
-    pub(super) parts: &'a mut [Part; PARTS],
+    pub(super) parts: &'a mut Vec<Part>,
     pub(super) memory: &'a Memory,
     pub(super) blocks: &'a mut Blocks<'b>,
     pub(super) seen: F,
@@ -31,9 +33,9 @@ struct Prepared {
 impl Prepared {
     /// Asks for the line, too.
     #[inline(always)]
-    fn new(parts: &[Part; PARTS], name: u64) -> Self {
+    fn new(parts: &[Part], name: u64) -> Self {
         let hash = hash(name);
-        let number = part_of(hash);
+        let number = part_of(parts, hash);
         let part = &parts[number];
         let line = part.home(hash);
         if let Some(line) = part.lines.get(line) {
@@ -48,7 +50,8 @@ impl<F: FnMut(u32, Place)> Work for InsertAll<'_, '_, F> {
 
     #[inline(always)]
     fn run<L: Level>(self) {
-        let Self { parts, memory, blocks, mut seen } = self;
+        let Self { parts: table, memory, blocks, mut seen } = self;
+        let mut parts = table.as_mut_slice();
         let columns = blocks.columns;
         let first = blocks.unlisted.start;
         let names = columns.names(first, blocks.unlisted.len());
@@ -60,36 +63,39 @@ impl<F: FnMut(u32, Place)> Work for InsertAll<'_, '_, F> {
         for (number, place) in (0..names.len()).zip(first..) {
             let unit = unit(place);
             let mut to = prepared[number % AHEAD];
-            if parts[to.part as usize % PARTS].is_too_small(unit) {
+            if parts[to.part as usize].is_too_small(unit) {
                 blocks.unlisted.start = place;
-                parts[to.part as usize % PARTS].make_room(unit, blocks, memory);
+                make_room(table, to.part as usize, unit, blocks, memory);
+                parts = table.as_mut_slice();
                 prepare_again(parts, names, number, &mut prepared);
                 to = prepared[number % AHEAD];
             }
             if let Some(&name) = later.next() {
                 prepared[number % AHEAD] = Prepared::new(parts, name);
             }
-            let part = &mut parts[to.part as usize % PARTS];
+            let part = &mut parts[to.part as usize];
             if !part.put_at_home::<L>(to.line as usize, to.tag, unit, |other| seen(other, place)) {
                 // The line behind is not here yet.
                 prefetch(&part.lines[part.next(to.line as usize)]);
                 blocks.late.push(place);
                 if blocks.late.len() == AHEAD {
                     blocks.unlisted.start = place + 1;
-                    if put_late::<L>(parts, memory, blocks, &mut seen) {
+                    let has_grown = put_late::<L>(table, memory, blocks, &mut seen);
+                    parts = table.as_mut_slice();
+                    if has_grown {
                         prepare_again(parts, names, number + 1, &mut prepared);
                     }
                 }
             }
         }
         blocks.unlisted.start = blocks.unlisted.end;
-        put_late::<L>(parts, memory, blocks, &mut seen);
+        put_late::<L>(table, memory, blocks, &mut seen);
     }
 }
 
 /// Parts that grew have other lines for what comes from `number` on.
 #[cold]
-fn prepare_again(parts: &[Part; PARTS], names: &[u64], number: usize, prepared: &mut [Prepared; AHEAD]) {
+fn prepare_again(parts: &[Part], names: &[u64], number: usize, prepared: &mut [Prepared; AHEAD]) {
     for (number, &name) in names.iter().enumerate().skip(number).take(AHEAD) {
         prepared[number % AHEAD] = Prepared::new(parts, name);
     }
@@ -98,7 +104,7 @@ fn prepare_again(parts: &[Part; PARTS], names: &[u64], number: usize, prepared: 
 /// Puts in what found its line full. Says whether a part grew.
 #[inline(always)]
 pub(super) fn put_late<L: Level>(
-    parts: &mut [Part; PARTS],
+    parts: &mut Vec<Part>,
     memory: &Memory,
     blocks: &mut Blocks<'_>,
     mut seen: impl FnMut(u32, Place),
@@ -106,11 +112,13 @@ pub(super) fn put_late<L: Level>(
     let mut has_grown = false;
     while let Some(&place) = blocks.late.last() {
         let hash = hash(blocks.columns.name(place));
-        let part = &mut parts[part_of(hash)];
-        if part.is_too_small(unit(place)) {
-            part.make_room(unit(place), blocks, memory);
+        let mut number = part_of(parts, hash);
+        if parts[number].is_too_small(unit(place)) {
+            make_room(parts, number, unit(place), blocks, memory);
+            number = part_of(parts, hash);
             has_grown = true;
         }
+        let part = &mut parts[number];
         part.put::<L>(part.home(hash), part.tag(hash), unit(place), |other| seen(other, place));
         blocks.late.pop();
     }

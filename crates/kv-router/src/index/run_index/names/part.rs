@@ -6,10 +6,10 @@ use super::{
         memory::Place,
         regions::Piece,
     },
-    FREE, FULL, GONE, MIN_UNIT_BITS, PART_BITS, SPILLED,
+    FREE, FULL, GONE, MIN_UNIT_BITS, PART_BITS, SPILLED, SPLIT_BITS,
 };
 
-/// The hash of a name chooses a part by its upper bits, and by the next ones a number between 0 and the part's `base`
+/// The hash of a name chooses a part by its upper bits, and by those behind the longest number of a part a number between 0 and the part's `base`
 /// of lines: the whole of it, and the first bits of its fraction, one for each doubling, are the line; the fraction's
 /// first bits are in the entry. So the line after the next doubling is known from the entry, without a look at the name.
 ///
@@ -19,7 +19,9 @@ pub(super) struct Part {
     pub(super) lines: Piece<Line>,
     pub(super) base: u32,
     /// 32 less the doublings since it had `base` lines.
-    pub(super) shift: u32,
+    pub(super) shift: u16,
+    /// How many of a hash's upper bits are the part's number.
+    pub(super) number_bits: u16,
     /// The bits of an entry that are its unit.
     pub(super) units: u32,
     pub(super) entries: u32,
@@ -29,6 +31,8 @@ pub(super) struct Part {
     pub(super) room: u32,
     /// Its number, the upper bits of its names' hashes.
     pub(super) number: u32,
+    /// Where the parts are that it became; 0 if it is one itself.
+    pub(super) split_into: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -38,23 +42,25 @@ pub(super) struct At {
 }
 
 impl Part {
-    pub(super) fn new(number: usize) -> Self {
+    pub(super) fn new(number: u32, number_bits: u32) -> Self {
         Self {
             lines: Piece::default(),
             base: 0,
             shift: 32,
+            number_bits: number_bits as u16,
             units: !(u32::MAX << MIN_UNIT_BITS),
             entries: 0,
             gone: 0,
             room: 0,
-            number: number as u32,
+            number,
+            split_into: 0,
         }
     }
 
     /// The line that the hash chooses, with 32 bits of fraction.
     #[inline(always)]
     pub(super) fn fraction(&self, hash: u64) -> u64 {
-        let middle = (hash >> (32 - PART_BITS)) as u32;
+        let middle = (hash >> (32 - PART_BITS - SPLIT_BITS)) as u32;
         u64::from(middle) * u64::from(self.base)
     }
 
