@@ -100,12 +100,12 @@ fn run(block_size: u32) {
         lap(2, &mut |at| index.find_matches(&prompts_hashed[at].local, &mut matches));
         lap(3, &mut |at| {
             let request = request(&prompts_hashed[at].sequence, None);
-            black_box(scheduler.choose(&request, &matches).expect("there are workers"));
+            black_box(scheduler.choose(&request, &matches, now).expect("there are workers"));
         });
         lap(4, &mut |at| {
             running.push(reserve(&mut scheduler, &prompts_hashed[at].sequence, &matches, None, now));
         });
-        lap(5, &mut |_| _ = running.pop().map(|reservation| scheduler.free(reservation.id)));
+        lap(5, &mut |_| _ = running.pop().map(|reservation| scheduler.free(reservation.id, now)));
         prompts_hashed.rotate_left(1);
     }
     println!(

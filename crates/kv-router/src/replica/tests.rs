@@ -61,7 +61,7 @@ fn what_a_dead_router_booked_goes_with_it_or_expires() {
     for (router, request) in [(2, "a"), (2, "b"), (3, "a")] {
         bookings.apply(&event(router, request, added(0..5)), &mut scheduler, now);
     }
-    assert_eq!(bookings.forget_router(2, &mut scheduler), 2);
+    assert_eq!(bookings.forget_router(2, &mut scheduler, now), 2);
     assert_eq!((load(&scheduler).requests, bookings.len()), (1, 1));
     let later = now + KvRouterConfig::REFERENCE.active_request_expiry;
     assert_eq!(scheduler.expire(later), 1);

@@ -68,13 +68,13 @@ fn repeats_of_a_prompt_on_an_idle_stack_go_to_one_worker() {
     let mut router = Router::new(KvRouterConfig::REFERENCE, 8);
     let first = router.serve(0..50);
     assert_eq!(first.selection.overlap_blocks, 0);
-    router.scheduler.free(first.id);
+    router.scheduler.free(first.id, router.now);
     for _ in 0..20 {
         let again = router.serve(0..50);
         assert_eq!(again.selection.worker, first.selection.worker);
         assert_eq!(again.selection.overlap_blocks, 12);
         router.scheduler.mark_prefill_completed(again.id, router.now);
-        router.scheduler.free(again.id);
+        router.scheduler.free(again.id, router.now);
     }
     router.assert_idle();
 }
@@ -87,7 +87,7 @@ fn distinct_prompts_at_once_spread_evenly() {
         assert_eq!(load, SlotLoad { prefill_tokens: 640, decode_blocks: 160.0, requests: 10 });
     }
     for reservation in reservations {
-        router.scheduler.free(reservation.id);
+        router.scheduler.free(reservation.id, router.now);
     }
     router.assert_idle();
 }
@@ -98,13 +98,13 @@ fn a_new_incarnation_or_a_removal_drops_what_ran_there() {
     let lost = router.serve(0..64);
     router.add_worker(0, 2);
     router.assert_idle();
-    assert!(!router.scheduler.free(lost.id));
+    assert!(!router.scheduler.free(lost.id, router.now));
     assert_eq!(router.route(0..64).selection.overlap_blocks, 0, "its cache is empty");
     assert!(!router.scheduler.set_worker(0, 1, &[], true), "an older record changes nothing");
     assert_eq!(router.scheduler.ranks(0).collect::<Vec<_>>(), [0]);
     router.scheduler.remove_worker(0);
     router.assert_idle();
-    let none = router.scheduler.choose(&ScheduleRequest::default(), &router.matches);
+    let none = router.scheduler.choose(&ScheduleRequest::default(), &router.matches, router.now);
     assert_eq!(none, Err(SelectError::NoEndpoints));
 }
 
@@ -134,8 +134,8 @@ fn settings_decide_which_blocks_count() {
         let ids = [router.route(0..64).id, router.route(0..64).id];
         router.scheduler.add_output_block(ids[0], router.now);
         let load = router.scheduler.worker_loads().next().unwrap().1;
-        router.scheduler.free(ids[0]);
-        router.scheduler.free(ids[1]);
+        router.scheduler.free(ids[0], router.now);
+        router.scheduler.free(ids[1], router.now);
         router.assert_idle();
         load.decode_blocks
     };
