@@ -44,9 +44,10 @@ const TRACK_OUTPUT: Key =
     Key::new("router-track-output-blocks").env(&["DYN_ROUTER_TRACK_OUTPUT_BLOCKS"]).expects(SWITCH);
 const TRACK_PREFILL: Key =
     Key::new("router-track-prefill-tokens").env(&["DYN_ROUTER_TRACK_PREFILL_TOKENS"]).expects(SWITCH);
-const PREFILL_LOAD_MODEL: Key = Key::new("router-prefill-load-model")
-    .env(&["DYN_ROUTER_PREFILL_LOAD_MODEL"])
-    .expects("none or measured (ais and aic need a predictor that is not a part of this program: use measured)");
+const PREFILL_LOAD_MODEL: Key =
+    Key::new("router-prefill-load-model").env(&["DYN_ROUTER_PREFILL_LOAD_MODEL"]).expects(
+        "none or measured (ais and aic need a predictor that is not a part of this program: use measured)",
+    );
 const ASSUME_REUSE: Key =
     Key::new("router-assume-kv-reuse").env(&["DYN_ROUTER_ASSUME_KV_REUSE"]).expects(SWITCH);
 const MAX_IMBALANCE: Key = Key::new("router-max-imbalance")

@@ -112,7 +112,7 @@ impl Prefills {
         let Some(Rank { line: Some(line), tokens_per_second, .. }) = self.ranks.get(slot) else { return 0 };
         let passed = now.saturating_duration_since(line.since).as_secs_f64();
         let most = line.tokens - line.tokens.div_ceil(REMAINDER);
-        ((passed * tokens_per_second) as u64).min(most)
+        ((passed * tokens_per_second + 0.5) as u64).min(most)
     }
 
     /// A slot's worker is gone, with what was outstanding there.
