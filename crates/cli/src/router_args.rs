@@ -6,8 +6,8 @@ use std::{num::NonZeroUsize, time::Duration};
 
 use caches::CacheArgs;
 use dynamo_kv_router::{
-    AffinityConfig, AffinityMode, BusyThresholds, IndexerKind, KvRouterConfig, LaneConfig, QueueConfig,
-    QueuePolicy,
+    AffinityConfig, AffinityMode, BusyThresholds, IndexerKind, KvRouterConfig, LaneConfig, PrefillLoadModel,
+    QueueConfig, QueuePolicy,
 };
 use dynamo_llm::{RouterConfig, RouterMode};
 use dynamo_runtime::config::{ConfigError, Key, Layers};
@@ -44,6 +44,10 @@ const TRACK_OUTPUT: Key =
     Key::new("router-track-output-blocks").env(&["DYN_ROUTER_TRACK_OUTPUT_BLOCKS"]).expects(SWITCH);
 const TRACK_PREFILL: Key =
     Key::new("router-track-prefill-tokens").env(&["DYN_ROUTER_TRACK_PREFILL_TOKENS"]).expects(SWITCH);
+const PREFILL_LOAD_MODEL: Key =
+    Key::new("router-prefill-load-model").env(&["DYN_ROUTER_PREFILL_LOAD_MODEL"]).expects(
+        "none or measured (ais and aic need a predictor that is not a part of this program: use measured)",
+    );
 const ASSUME_REUSE: Key =
     Key::new("router-assume-kv-reuse").env(&["DYN_ROUTER_ASSUME_KV_REUSE"]).expects(SWITCH);
 const MAX_IMBALANCE: Key = Key::new("router-max-imbalance")
@@ -124,6 +128,10 @@ pub(crate) struct RouterArgs {
     /// kv: do not count the prompt tokens that are still to be computed
     #[arg(long)]
     no_router_track_prefill_tokens: bool,
+    /// kv: how prompts count while they are computed: none, in full until the first token; measured, a worker's oldest less
+    /// and less, at the worker's speed so far [env: DYN_ROUTER_PREFILL_LOAD_MODEL] [default: none]
+    #[arg(long, value_name = "MODEL")]
+    router_prefill_load_model: Option<PrefillLoadModel>,
     /// kv: count every request's blocks for itself
     #[arg(long, alias = "no-assume-kv-reuse")]
     no_router_assume_kv_reuse: bool,
@@ -224,6 +232,11 @@ impl RouterArgs {
                 &TRACK_PREFILL,
                 self.no_router_track_prefill_tokens.then_some(false),
                 base.track_prefill_tokens,
+            )?,
+            prefill_load_model: layers.value(
+                &PREFILL_LOAD_MODEL,
+                self.router_prefill_load_model,
+                base.prefill_load_model,
             )?,
             assume_kv_reuse: layers.switch(
                 &ASSUME_REUSE,

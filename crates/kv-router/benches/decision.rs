@@ -9,7 +9,8 @@ use std::{
 
 use dynamo_engine_api::{ExternalBlockHash, KvCacheEventData, StoredBlock};
 use dynamo_kv_router::{
-    KvIndex, KvRouterConfig, KvScheduler, MatchBuffer, Reservation, ScheduleRequest, SelectRequest,
+    KvIndex, KvRouterConfig, KvScheduler, MatchBuffer, PrefillLoadModel, Reservation, ScheduleRequest,
+    SelectRequest,
 };
 use dynamo_tokens::{
     BlockSize, HashSeed, LocalBlockHash, SequenceHash, TokenId, local_block_hashes, sequence_hashes,
@@ -52,11 +53,11 @@ const PARTS: [&str; 6] = ["local hashes", "sequence hashes", "match", "choose", 
 /// The least of so many rounds counts.
 const ROUNDS: u32 = 20;
 
-fn run(block_size: u32) {
+fn run(block_size: u32, prefill_load_model: PrefillLoadModel) {
     let block_size = BlockSize::new(block_size).expect("not zero");
     let mut index: KvIndex = KvIndex::default();
-    let mut scheduler =
-        KvScheduler::new(KvRouterConfig::REFERENCE, block_size, 1).expect("the reference is valid");
+    let config = KvRouterConfig { prefill_load_model, ..KvRouterConfig::REFERENCE };
+    let mut scheduler = KvScheduler::new(config, block_size, 1).expect("a model needs nothing that is off");
     for worker in 0..WORKERS {
         let slots = index.add_worker(worker, 1, 0..1, None).expect("room for 64");
         scheduler.set_worker(worker, 1, &slots, false);
@@ -100,16 +101,16 @@ fn run(block_size: u32) {
         lap(2, &mut |at| index.find_matches(&prompts_hashed[at].local, &mut matches));
         lap(3, &mut |at| {
             let request = request(&prompts_hashed[at].sequence, None);
-            black_box(scheduler.choose(&request, &matches).expect("there are workers"));
+            black_box(scheduler.choose(&request, &matches, now).expect("there are workers"));
         });
         lap(4, &mut |at| {
             running.push(reserve(&mut scheduler, &prompts_hashed[at].sequence, &matches, None, now));
         });
-        lap(5, &mut |_| _ = running.pop().map(|reservation| scheduler.free(reservation.id)));
+        lap(5, &mut |_| _ = running.pop().map(|reservation| scheduler.free(reservation.id, now)));
         prompts_hashed.rotate_left(1);
     }
     println!(
-        "blocks of {}: {prompts} prompts run, {} blocks tracked in {} bytes",
+        "blocks of {}, prefill load model {prefill_load_model}: {prompts} prompts run, {} blocks tracked in {} bytes",
         block_size.get(),
         scheduler.tracked_blocks(),
         scheduler.tracked_bytes()
@@ -138,6 +139,7 @@ fn reserve(
 }
 
 fn main() {
-    run(64);
-    run(16);
+    run(64, PrefillLoadModel::None);
+    run(16, PrefillLoadModel::None);
+    run(16, PrefillLoadModel::Measured);
 }

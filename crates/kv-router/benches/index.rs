@@ -179,13 +179,13 @@ fn decide() {
     for _ in 0..ROUNDS {
         for (local, sequence) in &prompts {
             index.find_matches(local, &mut matches);
-            black_box(scheduler.choose(&request(sequence), &matches).expect("there are workers"));
+            black_box(scheduler.choose(&request(sequence), &matches, now).expect("there are workers"));
         }
     }
     report("match and choose", computed() - start, ROUNDS * prompts.len() as u64, "request");
     let start = computed();
     for reservation in &running {
-        scheduler.free(reservation.id);
+        scheduler.free(reservation.id, now);
     }
     report("free", computed() - start, prompts.len() as u64, "request");
 }

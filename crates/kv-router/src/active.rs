@@ -1,6 +1,9 @@
 //! Requests that run now, as the router knows them: it counts what it sends out itself, and so need not wait for
 //! workers to report.
 
+mod prefill_load;
+mod prefill_speed;
+mod prefills;
 mod prompt_trie;
 
 use std::{
@@ -9,6 +12,8 @@ use std::{
 };
 
 use dynamo_tokens::{BlockSize, SequenceHash};
+pub use prefill_load::{ParsePrefillLoadModelError, PrefillLoadModel};
+use prefills::Prefills;
 use prompt_trie::{NodeId, PromptTrie};
 
 use crate::Slot;
@@ -134,6 +139,8 @@ pub struct ActiveSequences {
     /// By slot index.
     loads: Vec<Load>,
     prompts: PromptTrie,
+    /// Where outstanding prompts count less while they are computed.
+    prefills: Option<Prefills>,
     /// When to look at which request; in the order of their start, some looked at again later.
     checks: VecDeque<(Instant, ReservationId)>,
     live: usize,
@@ -141,7 +148,7 @@ pub struct ActiveSequences {
 
 impl ActiveSequences {
     /// Counts nothing yet. A request without a sign of life for `expiry` is dropped; at most `limit` are counted.
-    pub fn new(block_size: BlockSize, expiry: Duration, limit: u32) -> Self {
+    pub fn new(block_size: BlockSize, expiry: Duration, limit: u32, model: PrefillLoadModel) -> Self {
         Self {
             block_size,
             expiry,
@@ -150,6 +157,7 @@ impl ActiveSequences {
             free: Vec::new(),
             loads: Vec::new(),
             prompts: PromptTrie::default(),
+            prefills: (model == PrefillLoadModel::Measured).then(Prefills::default),
             checks: VecDeque::new(),
             live: 0,
         }
@@ -188,6 +196,9 @@ impl ActiveSequences {
             self.entries.push(Entry { generation: 0, active: None });
             self.entries.len() as u32 - 1
         });
+        if let Some(prefills) = &mut self.prefills {
+            prefills.begin(slot, index as usize, request.prefill_tokens, now);
+        }
         let entry = &mut self.entries[index as usize];
         entry.active = Some(active);
         self.live += 1;
@@ -198,9 +209,12 @@ impl ActiveSequences {
 
     /// The first token came: the prompt's tokens are computed. An unknown request is nothing to mark.
     pub fn mark_prefill_completed(&mut self, id: ReservationId, now: Instant) {
-        if let Some((active, load)) = self.active(id) {
-            active.last_sign = now;
-            load.prefill_tokens -= std::mem::take(&mut active.prefill_tokens);
+        let Some((active, load)) = self.active(id) else { return };
+        active.last_sign = now;
+        let (slot, tokens) = (active.slot as usize, std::mem::take(&mut active.prefill_tokens));
+        load.prefill_tokens -= tokens;
+        if let Some(prefills) = self.prefills.as_mut().filter(|_| tokens > 0) {
+            prefills.end(slot, id.index(), true, now);
         }
     }
 
@@ -240,7 +254,19 @@ impl ActiveSequences {
     }
 
     /// The request is over, however it ended. Returns whether it was counted until now.
-    pub fn free(&mut self, id: ReservationId) -> bool {
+    pub fn free(&mut self, id: ReservationId, now: Instant) -> bool {
+        if let Some((active, _)) = self.active(id)
+            && active.prefill_tokens > 0
+        {
+            let slot = active.slot as usize;
+            if let Some(prefills) = &mut self.prefills {
+                prefills.end(slot, id.index(), false, now);
+            }
+        }
+        self.remove(id)
+    }
+
+    fn remove(&mut self, id: ReservationId) -> bool {
         let Some(entry) = self.entries.get_mut(id.index()) else { return false };
         if entry.generation != id.generation() {
             return false;
@@ -260,6 +286,9 @@ impl ActiveSequences {
             // A burst is over: its memory goes back. Generations stay, so that old ids stay unknown.
             self.checks = VecDeque::new();
             self.prompts = PromptTrie::default();
+            if let Some(prefills) = &mut self.prefills {
+                prefills.give_back();
+            }
         }
         true
     }
@@ -275,7 +304,7 @@ impl ActiveSequences {
             let Some((active, _)) = self.active(id) else { continue };
             let due = active.last_sign + self.expiry;
             if due <= now {
-                self.free(id);
+                self.free(id, now);
                 expired += 1;
             } else {
                 self.plan_check(due, id);
@@ -284,8 +313,11 @@ impl ActiveSequences {
         expired
     }
 
-    /// Drops all requests of a slot, whose worker is gone; returns how many.
+    /// Drops all requests of a slot, whose worker is gone, and what is known of its speed; returns how many.
     pub fn clear_slot(&mut self, slot: Slot) -> usize {
+        if let Some(prefills) = &mut self.prefills {
+            prefills.forget(slot.index());
+        }
         if self.loads.get(slot.index()).is_none_or(|load| load.requests == 0) {
             return 0;
         }
@@ -296,7 +328,7 @@ impl ActiveSequences {
             })
             .map(|(index, entry)| ReservationId::new(index, entry.generation))
             .collect();
-        of_slot.into_iter().filter(|&id| self.free(id)).count()
+        of_slot.into_iter().filter(|&id| self.remove(id)).count()
     }
 
     /// The load of a slot.
@@ -333,6 +365,15 @@ impl ActiveSequences {
         }));
     }
 
+    /// Takes what is computed by now of each slot's oldest outstanding prompt off the prefill tokens, where the tracker
+    /// has a model of that: see [`PrefillLoadModel`]. Once for each [`Self::potential`].
+    pub fn take_computed_off(&self, out: &mut PotentialLoads, now: Instant) {
+        let Some(prefills) = &self.prefills else { return };
+        for (slot, load) in out.loads.iter_mut().enumerate() {
+            load.prefill_tokens -= prefills.computed(slot, now);
+        }
+    }
+
     /// Requests that are counted now.
     pub fn len(&self) -> usize {
         self.live
@@ -353,6 +394,7 @@ impl ActiveSequences {
         self.prompts.bytes()
             + self.entries.capacity() * size_of::<Entry>()
             + self.checks.capacity() * size_of::<(Instant, ReservationId)>()
+            + self.prefills.as_ref().map_or(0, Prefills::bytes)
     }
 
     /// Whether a request is counted.

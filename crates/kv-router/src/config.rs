@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{BusyThresholds, CacheSource, QueueConfig};
+use crate::{BusyThresholds, CacheSource, PrefillLoadModel, QueueConfig};
 
 /// The settings of KV routing, named as their flags are (without `--router-`).
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +33,8 @@ pub struct KvRouterConfig {
     pub assume_kv_reuse: bool,
     /// Count the prompt tokens that are still to be computed. Off for pools that only decode.
     pub track_prefill_tokens: bool,
+    /// How they count while they are computed; any but none needs `track_prefill_tokens`.
+    pub prefill_load_model: PrefillLoadModel,
     /// How much busier than the others a rank may become for the sake of its cache, at least 1; absent: without bound.
     /// See [`crate::Balance`].
     pub max_imbalance: Option<f64>,
@@ -63,6 +65,7 @@ impl KvRouterConfig {
         track_output_blocks: false,
         assume_kv_reuse: true,
         track_prefill_tokens: true,
+        prefill_load_model: PrefillLoadModel::None,
         max_imbalance: Some(2.0),
         caches: CacheSource::Events,
         busy: BusyThresholds::NONE,
@@ -116,6 +119,9 @@ impl KvRouterConfig {
         }
         if self.queue.threshold.is_some() && !self.track_prefill_tokens {
             return Err(ConfigError::QueueWithoutPrefillTokens);
+        }
+        if self.prefill_load_model != PrefillLoadModel::None && !self.track_prefill_tokens {
+            return Err(ConfigError::LoadModelWithoutPrefillTokens(self.prefill_load_model));
         }
         if self.active_request_expiry.is_zero() {
             return Err(ConfigError::NoExpiry);
@@ -173,6 +179,9 @@ pub enum ConfigError {
     /// The queue waits for prefill tokens to become fewer.
     #[error("queue_threshold needs track_prefill_tokens")]
     QueueWithoutPrefillTokens,
+    /// What is not counted cannot become less.
+    #[error("prefill_load_model {0} needs track_prefill_tokens")]
+    LoadModelWithoutPrefillTokens(PrefillLoadModel),
     /// Nobody would ever know that prefill workers are busy.
     #[error("a conditional disaggregation by prefill load needs a busy or queue threshold")]
     DisaggWithoutLoad,
@@ -215,6 +224,13 @@ mod tests {
         assert_eq!(blind.validate(), Err(ConfigError::OutputBlocksWithoutActiveBlocks));
         let steep = KvRouterConfig { max_imbalance: Some(0.5), ..reference.clone() };
         assert_eq!(steep.validate().unwrap_err().to_string(), "max_imbalance must be 1 or more, not 0.5");
+        let uncounted = KvRouterConfig {
+            track_prefill_tokens: false,
+            prefill_load_model: PrefillLoadModel::Measured,
+            ..reference.clone()
+        };
+        let error = uncounted.validate().unwrap_err().to_string();
+        assert_eq!(error, "prefill_load_model measured needs track_prefill_tokens");
         let busy = BusyThresholds { active_decode_blocks: Some(1.5), ..BusyThresholds::NONE };
         let busy = KvRouterConfig { busy, ..reference };
         assert!(matches!(busy.validate(), Err(ConfigError::NoShare { .. })));

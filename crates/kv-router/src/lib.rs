@@ -34,7 +34,10 @@ mod scheduler;
 mod select;
 mod slot;
 
-pub use active::{ActiveSequences, NewRequest, PotentialLoads, ReservationId, SlotLoad, TooManyActive};
+pub use active::{
+    ActiveSequences, NewRequest, ParsePrefillLoadModelError, PotentialLoads, PrefillLoadModel, ReservationId,
+    SlotLoad, TooManyActive,
+};
 pub use affinity::{AffinityConfig, AffinityMode, MAX_SESSION_ID, SessionTable};
 pub use approximate::{ApproximateConfig, ApproximateIndex, CachePolicy, CacheSource, SentPrompts};
 pub use busy::{BusyThresholds, RankLimits};

@@ -86,6 +86,7 @@ impl KvScheduler {
                 block_size,
                 config.active_request_expiry,
                 config.max_active_requests,
+                config.prefill_load_model,
             ),
             select: SelectConfig::new(&config, block_size),
             config,
@@ -161,7 +162,7 @@ impl KvScheduler {
         matches: &MatchBuffer,
         now: Instant,
     ) -> Result<Reservation, ScheduleError> {
-        let selection = self.choose(request, matches)?;
+        let selection = self.choose(request, matches, now)?;
         self.balanced_choices += u64::from(selection.balanced);
         let overrides = &request.select.overrides;
         let counts_tokens = overrides.track_prefill_tokens.unwrap_or(self.config.track_prefill_tokens);
@@ -203,9 +204,11 @@ impl KvScheduler {
         &mut self,
         request: &ScheduleRequest<'_>,
         matches: &MatchBuffer,
+        now: Instant,
     ) -> Result<Selection, SelectError> {
         self.judge();
         self.project(request.prompt_blocks, request.select.overrides.assume_kv_reuse);
+        self.active.take_computed_off(&mut self.loads, now);
         let Self { workers, loads, select: config, scratch, rng, .. } = self;
         select(&request.select, workers.candidates(), matches, loads, config, scratch, rng)
     }
@@ -249,8 +252,8 @@ impl KvScheduler {
     }
 
     /// The request is over. Returns whether it was counted until now.
-    pub fn free(&mut self, id: ReservationId) -> bool {
-        self.active.free(id)
+    pub fn free(&mut self, id: ReservationId, now: Instant) -> bool {
+        self.active.free(id, now)
     }
 
     /// Drops requests that gave no sign of life for too long; returns how many. Call it every second or so.

@@ -342,15 +342,16 @@ impl Router {
     }
 
     fn choose(&self, request: &RouteRequest<'_>, scratch: &Scratch) -> Result<Selection, GenerateError> {
+        let now = Instant::now();
         let mut scheduler = self.scheduler.lock();
-        let select = self.select_request(request, &mut scheduler, Instant::now());
+        let select = self.select_request(request, &mut scheduler, now);
         let select = self.in_turn(select, &mut scheduler)?;
         let wanted = ScheduleRequest {
             prompt_blocks: &scratch.sequence,
             expected_output_tokens: request.expected_output_tokens,
             select,
         };
-        scheduler.choose(&wanted, &scratch.matches).map_err(|error| schedule_error(error.into()))
+        scheduler.choose(&wanted, &scratch.matches, now).map_err(|error| schedule_error(error.into()))
     }
 
     /// Who may serve a request: the worker that it names, or that of its session.

@@ -4,7 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, value_parser};
 use dynamo_kv_router::{
-    ApproximateConfig, BusyThresholds, CachePolicy, CacheSource, KvRouterConfig, QueueConfig, QueuePolicy,
+    ApproximateConfig, BusyThresholds, CachePolicy, CacheSource, KvRouterConfig, PrefillLoadModel,
+    QueueConfig, QueuePolicy,
 };
 use dynamo_mocker::{MockerConfig, PreemptionPolicy};
 use serde::Serialize;
@@ -117,6 +118,11 @@ pub struct SimulateArgs {
     /// What a new block costs beside one to prefill, on the worker whose cache is the fullest; less on emptier ones
     #[arg(long, default_value_t = KvRouterConfig::DEFAULT.room_weight, help_heading = "Router")]
     pub router_room_weight: f64,
+    /// How prompts count while they are computed: none, in full until the first token; measured, a worker's oldest less and
+    /// less, at the worker's speed so far
+    #[arg(long, value_name = "MODEL", default_value_t = KvRouterConfig::DEFAULT.prefill_load_model, help_heading = "Router")]
+    #[serde(serialize_with = "shown")]
+    pub router_prefill_load_model: PrefillLoadModel,
     /// 0 takes the cheapest worker; above, the higher, the more even the choice
     #[arg(long, default_value_t = KvRouterConfig::DEFAULT.temperature, help_heading = "Router")]
     pub router_temperature: f64,
@@ -218,6 +224,7 @@ impl SimulateArgs {
         engine.validate()?;
         let kv = KvRouterConfig {
             room_weight: self.router_room_weight,
+            prefill_load_model: self.router_prefill_load_model,
             temperature: self.router_temperature,
             track_active_blocks: !self.no_router_track_active_blocks,
             track_output_blocks: self.router_track_output_blocks,

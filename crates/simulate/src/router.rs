@@ -254,8 +254,8 @@ impl Router {
     }
 
     /// A request is over.
-    pub(crate) fn free(&mut self, booking: Booking) {
-        self.scheduler.free(booking.id);
+    pub(crate) fn free(&mut self, booking: Booking, now: Duration) {
+        self.scheduler.free(booking.id, self.origin + now);
     }
 }
 

@@ -186,7 +186,7 @@ impl Run<'_> {
                 self.begin(booking.rank, now, before);
             }
             Err(error) => {
-                self.router.free(booking);
+                self.router.free(booking, now);
                 self.refuse(index, kind_of(&error), now);
             }
         }
@@ -254,7 +254,7 @@ impl Run<'_> {
             }
             self.recorder.advanced(advance, now);
             if advance.ended {
-                self.router.free(booking);
+                self.router.free(booking, now);
                 self.bookings[advance.request as usize] = None;
                 self.follow(advance.request, now);
             }

@@ -1,7 +1,8 @@
 use std::time::Duration;
 
 use dynamo_kv_router::{
-    ApproximateConfig, BusyThresholds, CachePolicy, CacheSource, KvRouterConfig, QueueConfig, QueuePolicy,
+    ApproximateConfig, BusyThresholds, CachePolicy, CacheSource, KvRouterConfig, PrefillLoadModel,
+    QueueConfig, QueuePolicy,
 };
 use dynamo_mocker::MockerConfig;
 use dynamo_trace::TraceRequest;
@@ -115,6 +116,26 @@ fn more_ranks_than_fit_into_memory_are_refused() {
     assert!(with(0, 1).unwrap_err().to_string().contains("--workers"));
     assert!(with(4, 0).unwrap_err().to_string().contains("--workers"));
     assert!(with(100_000, 4096).unwrap_err().to_string().contains("--data-parallel-size"));
+}
+
+#[test]
+fn with_measured_speeds_more_is_found_in_caches_under_load_and_nothing_changes_without() {
+    let with = |trace: &[TraceRequest], prefill_load_model| {
+        let kv = KvRouterConfig { prefill_load_model, ..KvRouterConfig::DEFAULT };
+        simulate(trace, &Setting { kv, ..setting(Mode::Kv) }).unwrap()
+    };
+    let both = |trace: &[TraceRequest]| PrefillLoadModel::ALL.map(|model| with(trace, model));
+    let [none, measured] = both(&conversations(201, 4, 5.0));
+    assert_eq!((none.answered, measured.answered), (804, 804));
+    // A turn goes back to where its conversation is, although that worker computes something.
+    assert!(
+        measured.cached_share > none.cached_share + 0.05,
+        "{}, {}",
+        measured.cached_share,
+        none.cached_share
+    );
+    let [none, measured] = both(&conversations(41, 4, 2000.0));
+    assert_eq!(json(&none), json(&measured));
 }
 
 /// Far more than four workers can do at once.

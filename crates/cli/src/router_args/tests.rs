@@ -126,3 +126,24 @@ fn what_cannot_be_used_is_named() {
     let odd = resolve(&[], &[("DYN_ROUTER_ACTIVE_REQUEST_EXPIRY_SECS", "0")]).unwrap();
     assert_eq!(odd.kv.active_request_expiry, KvRouterConfig::DEFAULT.active_request_expiry);
 }
+
+#[test]
+fn prompts_count_less_while_they_are_computed_where_a_model_says_so() {
+    let model = |args: &[&str], env: &[(&'static str, &'static str)]| {
+        resolve(args, env).map(|config| config.kv.prefill_load_model).map_err(|error| format!("{error:#}"))
+    };
+    let variable = |value| [("DYN_ROUTER_PREFILL_LOAD_MODEL", value)];
+    assert_eq!(model(&[], &[]), Ok(PrefillLoadModel::None));
+    assert_eq!(model(&[], &variable("measured")), Ok(PrefillLoadModel::Measured));
+    let none = ["--router-prefill-load-model=none"];
+    assert_eq!(model(&none, &variable("measured")), Ok(PrefillLoadModel::None));
+    for foreign in ["ais", "aic"] {
+        let flag = format!("--router-prefill-load-model={foreign}");
+        for error in [model(&[&flag], &[]), model(&[], &variable(foreign))] {
+            let error = error.unwrap_err();
+            assert!(error.contains(foreign) && error.contains("use measured"), "{error}");
+        }
+    }
+    let error = model(&["--no-router-track-prefill-tokens"], &variable("measured")).unwrap_err();
+    assert!(error.contains("measured needs track_prefill_tokens"), "{error}");
+}

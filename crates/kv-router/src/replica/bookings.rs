@@ -114,7 +114,7 @@ impl ReplicaBookings {
                     }
                 }
                 match known {
-                    Some(id) if scheduler.free(id) => ReplicaOutcome::Applied,
+                    Some(id) if scheduler.free(id, now) => ReplicaOutcome::Applied,
                     _ => ReplicaOutcome::UnknownRequest,
                 }
             }
@@ -122,9 +122,9 @@ impl ReplicaBookings {
     }
 
     /// Frees all that a router has running, which is gone; returns how many.
-    pub fn forget_router(&mut self, router_id: u64, scheduler: &mut KvScheduler) -> usize {
+    pub fn forget_router(&mut self, router_id: u64, scheduler: &mut KvScheduler, now: Instant) -> usize {
         let gone = self.bookings.remove(&router_id).unwrap_or_default();
-        gone.into_values().filter(|&id| scheduler.free(id)).count()
+        gone.into_values().filter(|&id| scheduler.free(id, now)).count()
     }
 
     /// Forgets the names of what the scheduler counts no more. Cheap: call it whenever the scheduler expires.

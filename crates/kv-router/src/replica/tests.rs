@@ -1,4 +1,4 @@
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dynamo_tokens::BlockSize;
 
@@ -8,7 +8,11 @@ use crate::{KvRouterConfig, KvScheduler, Slot, SlotLoad, WorkerSlot};
 const HERE: WorkerRank = WorkerRank { worker_id: 7, dp_rank: 0 };
 
 fn scheduler() -> KvScheduler {
-    let mut scheduler = KvScheduler::new(KvRouterConfig::REFERENCE, BlockSize::new(4).unwrap(), 1).unwrap();
+    scheduler_of(KvRouterConfig::REFERENCE)
+}
+
+fn scheduler_of(config: KvRouterConfig) -> KvScheduler {
+    let mut scheduler = KvScheduler::new(config, BlockSize::new(4).unwrap(), 1).unwrap();
     scheduler.set_worker(7, 1, &[WorkerSlot { dp_rank: 0, slot: Slot::new(0, 0) }], false);
     scheduler
 }
@@ -61,7 +65,7 @@ fn what_a_dead_router_booked_goes_with_it_or_expires() {
     for (router, request) in [(2, "a"), (2, "b"), (3, "a")] {
         bookings.apply(&event(router, request, added(0..5)), &mut scheduler, now);
     }
-    assert_eq!(bookings.forget_router(2, &mut scheduler), 2);
+    assert_eq!(bookings.forget_router(2, &mut scheduler, now), 2);
     assert_eq!((load(&scheduler).requests, bookings.len()), (1, 1));
     let later = now + KvRouterConfig::REFERENCE.active_request_expiry;
     assert_eq!(scheduler.expire(later), 1);
@@ -126,4 +130,32 @@ fn a_full_outbox_drops_the_newest_and_counts() {
         sizes.push(batch.len());
     }
     assert_eq!(sizes, [1, 2, 1]);
+}
+
+#[test]
+fn prompts_of_other_routers_count_less_while_they_are_computed() {
+    use ActiveSequenceChange::{Free, MarkPrefillCompleted};
+    let config =
+        KvRouterConfig { prefill_load_model: crate::PrefillLoadModel::Measured, ..KvRouterConfig::REFERENCE };
+    let (mut scheduler, mut now) = (scheduler_of(config), Instant::now());
+    let mut bookings = ReplicaBookings::new(1, now);
+    let ms = Duration::from_millis;
+    for name in 0..20 {
+        let name = name.to_string();
+        for (change, after) in [(added(0..0), 0), (MarkPrefillCompleted, 30), (Free, 30)] {
+            bookings.apply(&event(2, &name, change), &mut scheduler, now + ms(after));
+        }
+        now += ms(50);
+    }
+    bookings.apply(&event(3, "a", added(0..0)), &mut scheduler, now);
+    let cost = |scheduler: &mut KvScheduler, now| {
+        scheduler
+            .choose(&crate::ScheduleRequest::default(), &crate::MatchBuffer::default(), now)
+            .unwrap()
+            .cost
+    };
+    let at_first = cost(&mut scheduler, now);
+    // A token in a millisecond: 20 of 30 are left.
+    assert!((cost(&mut scheduler, now + ms(10)) - at_first * 20.0 / 30.0).abs() < 1e-9);
+    assert_eq!(load(&scheduler).prefill_tokens, 30);
 }

@@ -19,7 +19,8 @@ pub struct PotentialLoad {
 }
 
 impl KvScheduler {
-    /// What would be on each rank if a request went there.
+    /// What would be on each rank if a request went there. Prompts that are computed now count in full: these are the
+    /// figures of what was sent, not of a [`crate::PrefillLoadModel`].
     pub fn potential_loads(
         &mut self,
         prompt_blocks: &[SequenceHash],

@@ -68,13 +68,13 @@ fn repeats_of_a_prompt_on_an_idle_stack_go_to_one_worker() {
     let mut router = Router::new(KvRouterConfig::REFERENCE, 8);
     let first = router.serve(0..50);
     assert_eq!(first.selection.overlap_blocks, 0);
-    router.scheduler.free(first.id);
+    router.scheduler.free(first.id, router.now);
     for _ in 0..20 {
         let again = router.serve(0..50);
         assert_eq!(again.selection.worker, first.selection.worker);
         assert_eq!(again.selection.overlap_blocks, 12);
         router.scheduler.mark_prefill_completed(again.id, router.now);
-        router.scheduler.free(again.id);
+        router.scheduler.free(again.id, router.now);
     }
     router.assert_idle();
 }
@@ -87,7 +87,7 @@ fn distinct_prompts_at_once_spread_evenly() {
         assert_eq!(load, SlotLoad { prefill_tokens: 640, decode_blocks: 160.0, requests: 10 });
     }
     for reservation in reservations {
-        router.scheduler.free(reservation.id);
+        router.scheduler.free(reservation.id, router.now);
     }
     router.assert_idle();
 }
@@ -98,13 +98,13 @@ fn a_new_incarnation_or_a_removal_drops_what_ran_there() {
     let lost = router.serve(0..64);
     router.add_worker(0, 2);
     router.assert_idle();
-    assert!(!router.scheduler.free(lost.id));
+    assert!(!router.scheduler.free(lost.id, router.now));
     assert_eq!(router.route(0..64).selection.overlap_blocks, 0, "its cache is empty");
     assert!(!router.scheduler.set_worker(0, 1, &[], true), "an older record changes nothing");
     assert_eq!(router.scheduler.ranks(0).collect::<Vec<_>>(), [0]);
     router.scheduler.remove_worker(0);
     router.assert_idle();
-    let none = router.scheduler.choose(&ScheduleRequest::default(), &router.matches);
+    let none = router.scheduler.choose(&ScheduleRequest::default(), &router.matches, router.now);
     assert_eq!(none, Err(SelectError::NoEndpoints));
 }
 
@@ -134,8 +134,8 @@ fn settings_decide_which_blocks_count() {
         let ids = [router.route(0..64).id, router.route(0..64).id];
         router.scheduler.add_output_block(ids[0], router.now);
         let load = router.scheduler.worker_loads().next().unwrap().1;
-        router.scheduler.free(ids[0]);
-        router.scheduler.free(ids[1]);
+        router.scheduler.free(ids[0], router.now);
+        router.scheduler.free(ids[1], router.now);
         router.assert_idle();
         load.decode_blocks
     };
@@ -223,4 +223,70 @@ fn requests_may_set_for_themselves_what_counts() {
     }
     let load = router.scheduler.worker_loads().next().unwrap().1;
     assert_eq!(load, SlotLoad { prefill_tokens: 0, decode_blocks: 32.0, requests: 2 });
+}
+
+/// Two workers that have shown that they compute ten tokens in a millisecond. Then 0 gets a prompt of 1,000 tokens, 1 one
+/// of 800 tokens 50 ms later, and 45 ms pass.
+fn computing(prefill_load_model: crate::PrefillLoadModel) -> Router {
+    let queue = crate::QueueConfig { threshold: Some(7.0), ..crate::QueueConfig::OFF };
+    let config = KvRouterConfig { prefill_load_model, queue, ..KvRouterConfig::DEFAULT };
+    let mut router = Router::new(config, 2);
+    let limits = crate::RankLimits { max_num_batched_tokens: Some(100), ..crate::RankLimits::default() };
+    let send = |router: &mut Router, worker_id, prefill_tokens| {
+        let worker = WorkerRank { worker_id, dp_rank: 0 };
+        let booking =
+            WorkerBooking { worker, prompt_blocks: &[], prefill_tokens, expected_output_tokens: None };
+        router.scheduler.book(&booking, router.now).unwrap().unwrap()
+    };
+    for worker_id in [0, 1] {
+        router.scheduler.set_profile(worker_id, WorkerProfile { limits, ..WorkerProfile::default() });
+    }
+    for _ in 0..20 {
+        let ids = [0, 1].map(|worker_id| send(&mut router, worker_id, 1000));
+        router.now += Duration::from_millis(100);
+        for id in ids {
+            router.scheduler.mark_prefill_completed(id, router.now);
+            router.scheduler.free(id, router.now);
+        }
+    }
+    send(&mut router, 0, 1000);
+    router.now += Duration::from_millis(50);
+    send(&mut router, 1, 800);
+    router.now += Duration::from_millis(45);
+    router
+}
+
+#[test]
+fn with_measured_speeds_a_prompt_that_is_nearly_computed_draws_the_next_one() {
+    use crate::PrefillLoadModel::{Measured, None};
+    let chosen = |model, later| {
+        let mut router = computing(model);
+        router.now += later;
+        let request = ScheduleRequest::default();
+        let now = router.now;
+        router.scheduler.choose(&request, &router.matches, now).unwrap().worker.worker_id
+    };
+    assert_eq!(chosen(None, Duration::ZERO), 1);
+    assert_eq!(chosen(Measured, Duration::ZERO), 0);
+    assert_eq!(
+        chosen(Measured, Duration::from_secs(5)),
+        1,
+        "a share of either is left, of the shorter one less"
+    );
+}
+
+#[test]
+fn thresholds_and_advice_go_by_what_was_sent() {
+    let mut router = computing(crate::PrefillLoadModel::Measured);
+    let tokens =
+        |router: &Router| router.scheduler.worker_loads().map(|(_, load)| load.prefill_tokens).sum::<u64>();
+    assert_eq!(tokens(&router), 1800);
+    assert!(router.scheduler.must_wait(&SelectRequest::default()), "both have more than 700 outstanding");
+    let advice = router.scheduler.potential_loads(&[], 10, &router.matches);
+    let mut advised: Vec<_> = advice.iter().map(|load| load.potential_prefill_tokens).collect();
+    advised.sort_unstable();
+    assert_eq!(advised, [810, 1010]);
+    let busy = BusyThresholds { active_prefill_tokens: Some(799), ..BusyThresholds::NONE };
+    router.scheduler.set_busy_thresholds(busy).unwrap();
+    assert_eq!(router.scheduler.eligible(&SelectRequest::default()).count(), 0);
 }

@@ -4,7 +4,7 @@ use dynamo_tokens::{BlockSize, SequenceHash};
 use rand::{SeedableRng, rngs::SmallRng};
 
 use super::*;
-use crate::{ActiveSequences, Match, NewRequest};
+use crate::{ActiveSequences, Match, NewRequest, PrefillLoadModel};
 
 const CONFIG: SelectConfig = SelectConfig {
     block_size: BlockSize::new(16).unwrap(),
@@ -44,7 +44,12 @@ impl Bench {
         Self {
             candidates,
             matches: MatchBuffer::default(),
-            active: ActiveSequences::new(CONFIG.block_size, Duration::from_secs(300), 1000),
+            active: ActiveSequences::new(
+                CONFIG.block_size,
+                Duration::from_secs(300),
+                1000,
+                PrefillLoadModel::None,
+            ),
             scratch: SelectScratch::default(),
             rng: SmallRng::seed_from_u64(7),
         }

@@ -125,7 +125,7 @@ pub(crate) fn run(setting: &Setting, trace: &[Arrival]) -> Outcome {
             Step::End(index) => {
                 stack.tell(index, ActiveSequenceChange::Free, now);
                 if let Some(Running { router, id, .. }) = stack.running.remove(&index) {
-                    stack.routers[router].scheduler.free(id);
+                    stack.routers[router].scheduler.free(id, stack.start + now);
                 }
             }
         }

@@ -117,7 +117,7 @@ impl Booking {
         self.tell(|_| ActiveSequenceChange::Free);
         self.id = None;
         let router = &self.router;
-        router.scheduler.lock().free(id);
+        router.scheduler.lock().free(id, Instant::now());
         if let (Some(first_block), Some(last)) = (self.first_block, self.last_token) {
             router.unfound.served(self.worker, first_block, last);
         }

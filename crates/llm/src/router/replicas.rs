@@ -118,12 +118,13 @@ impl Router {
 
     fn on_router_gone(self: &Arc<Self>, publisher: u64, known: &mut BTreeSet<(u64, u64)>) {
         let Some(replicas) = &self.replicas else { return };
+        let now = Instant::now();
         let mut scheduler = self.scheduler.lock();
         let mut bookings = replicas.bookings.lock();
         let mut freed = 0;
         known.retain(|&(of, router_id)| {
             if of == publisher {
-                freed += bookings.forget_router(router_id, &mut scheduler);
+                freed += bookings.forget_router(router_id, &mut scheduler, now);
             }
             of != publisher
         });
