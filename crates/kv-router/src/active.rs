@@ -370,7 +370,7 @@ impl ActiveSequences {
     pub fn take_computed_off(&self, out: &mut PotentialLoads, now: Instant) {
         let Some(prefills) = &self.prefills else { return };
         for (slot, load) in out.loads.iter_mut().enumerate() {
-            load.prefill_tokens -= prefills.computed(slot, now);
+            load.prefill_tokens = load.prefill_tokens.saturating_sub(prefills.computed(slot, now));
         }
     }
 
