@@ -1,16 +1,17 @@
 //! How requests are routed: flags and variables.
 
 mod caches;
+mod queue;
 
 use std::{num::NonZeroUsize, time::Duration};
 
 use caches::CacheArgs;
 use dynamo_kv_router::{
     AffinityConfig, AffinityMode, BusyThresholds, IndexerKind, KvRouterConfig, LaneConfig, PrefillLoadModel,
-    QueueConfig, QueuePolicy,
 };
 use dynamo_llm::{RouterConfig, RouterMode};
 use dynamo_runtime::config::{ConfigError, Key, Layers};
+use queue::QueueArgs;
 
 const NUMBER: &str = "a number of 0 or more";
 const SWITCH: &str = "true or false";
@@ -53,10 +54,6 @@ const ASSUME_REUSE: Key =
 const MAX_IMBALANCE: Key = Key::new("router-max-imbalance")
     .env(&["DYN_ROUTER_MAX_IMBALANCE"])
     .expects("a number of 1 or more, or 0 for no bound");
-const QUEUE_THRESHOLD: Key =
-    Key::new("router-queue-threshold").env(&["DYN_ROUTER_QUEUE_THRESHOLD"]).expects(NUMBER);
-const QUEUE_POLICY: Key =
-    Key::new("router-queue-policy").env(&["DYN_ROUTER_QUEUE_POLICY"]).expects("fcfs, lcfs, wspt or edf");
 const INDEXER: Key =
     Key::new("router-indexer").env(&["DYN_ROUTER_INDEXER"]).expects("run, radix, concurrent or positional");
 const EVENT_THREADS: Key =
@@ -138,12 +135,8 @@ pub(crate) struct RouterArgs {
     /// kv: how much busier than others a worker may become for its cache; 0: without bound [default: 2]
     #[arg(long, value_name = "FACTOR")]
     router_max_imbalance: Option<f64>,
-    /// kv: requests wait while all workers have more prompt tokens outstanding than this many of their largest steps
-    #[arg(long, value_name = "STEPS")]
-    router_queue_threshold: Option<f64>,
-    /// Which of those that wait is next: fcfs, lcfs, wspt or edf [env: DYN_ROUTER_QUEUE_POLICY] [default: fcfs]
-    #[arg(long, value_name = "POLICY")]
-    router_queue_policy: Option<QueuePolicy>,
+    #[command(flatten)]
+    queue: QueueArgs,
     /// kv: what keeps who holds which blocks: run, radix, concurrent or positional [env: DYN_ROUTER_INDEXER]
     /// [default: run, or radix with one thread for events]
     #[arg(long, value_name = "INDEX")]
@@ -247,7 +240,7 @@ impl RouterArgs {
                 .filter(|&factor| factor != 0.0),
             caches: self.caches.resolve(layers)?,
             busy: self.busy(layers)?,
-            queue: self.queue(layers)?,
+            queue: self.queue.resolve(layers)?,
             active_request_expiry: request_expiry(layers, base.active_request_expiry),
             max_active_requests: base.max_active_requests,
         };
@@ -270,14 +263,6 @@ impl RouterArgs {
             active_prefill_tokens: layers.optional(&BUSY_TOKENS, self.active_prefill_tokens_threshold)?,
             active_prefill_tokens_frac: layers
                 .optional(&BUSY_STEPS, self.active_prefill_tokens_threshold_frac)?,
-        })
-    }
-
-    fn queue(&self, layers: &mut Layers<'_>) -> Result<QueueConfig, ConfigError> {
-        Ok(QueueConfig {
-            threshold: layers.optional(&QUEUE_THRESHOLD, self.router_queue_threshold)?,
-            policy: layers.value(&QUEUE_POLICY, self.router_queue_policy, QueuePolicy::default())?,
-            ..QueueConfig::OFF
         })
     }
 

@@ -16,16 +16,20 @@ const RANK_HEADERS: [&str; 4] =
 const PRIORITY_HEADERS: [&str; 1] = ["x-dynamo-request-priority"];
 /// The header that puts a request before all of a lower number.
 const STRICT_PRIORITY_HEADERS: [&str; 1] = ["x-dynamo-request-strict-priority"];
+/// The header that names a request's policy class.
+const POLICY_CLASS_HEADER: &str = "x-dynamo-policy-class";
 /// A rank that stands for none.
 const NO_RANK: u32 = u32::MAX;
 
-/// Which worker and rank the headers name, and with what priority; what does not parse is passed over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Which worker and rank the headers name, with what priority and of which policy class; what does not parse is passed
+/// over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RoutingHeaders {
     pub(crate) worker_id: Option<u64>,
     pub(crate) dp_rank: Option<u32>,
     pub(crate) priority: Option<i32>,
     pub(crate) strict_priority: Option<u32>,
+    pub(crate) policy_class: Option<Box<str>>,
 }
 
 impl RoutingHeaders {
@@ -35,11 +39,12 @@ impl RoutingHeaders {
             dp_rank: number(headers, &RANK_HEADERS).filter(|&rank| rank != NO_RANK),
             priority: number(headers, &PRIORITY_HEADERS),
             strict_priority: number(headers, &STRICT_PRIORITY_HEADERS),
+            policy_class: text(headers, POLICY_CLASS_HEADER),
         }
     }
 
-    pub(crate) fn any(self) -> bool {
-        self != Self::default()
+    pub(crate) fn any(&self) -> bool {
+        *self != Self::default()
     }
 }
 
@@ -47,13 +52,16 @@ fn number<T: std::str::FromStr>(headers: &HeaderMap, names: &[&str]) -> Option<T
     names.iter().find_map(|name| headers.get(*name)?.to_str().ok()?.trim().parse().ok())
 }
 
+/// What a header says, if anything.
+fn text(headers: &HeaderMap, name: &str) -> Option<Box<str>> {
+    let value = headers.get(name)?.to_str().ok()?.trim();
+    (!value.is_empty()).then(|| value.into())
+}
+
 /// The session that the headers name. It chooses no worker by itself: only where an operator lets sessions stay with
 /// their workers does it matter.
 pub(crate) fn session(headers: &HeaderMap) -> Option<Session> {
-    let text = |name: &str| {
-        let value = headers.get(name)?.to_str().ok()?.trim();
-        (!value.is_empty() && value.len() <= MAX_SESSION_ID).then(|| Box::from(value))
-    };
+    let text = |name: &str| text(headers, name).filter(|value| value.len() <= MAX_SESSION_ID);
     let is_final = text("x-dynamo-session-final").is_some_and(|value| matches!(&*value, "1" | "true"));
     Some(Session { id: text("x-dynamo-session-id")?, parent: text("x-dynamo-parent-session-id"), is_final })
 }
@@ -115,6 +123,7 @@ pub(crate) fn chat_request(request: ChatCompletionRequest, headers: RoutingHeade
         routing: RoutingWishes {
             priority_jump: headers.priority.map_or(hints.priority_jump(), |jump| f64::from(jump).max(0.0)),
             strict_priority: headers.strict_priority.or(hints.strict_priority).unwrap_or(0),
+            policy_class: headers.policy_class.or(hints.policy_class.map(Into::into)),
             session: None,
             required_taints: constraints.required_taints,
             preferred_taints: preferred.map(|(taint, weight)| (taint, f64::from(weight))).collect(),
@@ -189,13 +198,16 @@ mod tests {
 
     #[test]
     fn priorities_and_sessions_are_read() {
-        let body = json!({"nvext": {"agent_hints": {"priority": 4, "strict_priority": 1}}});
+        let body = json!({"nvext": {"agent_hints":
+            {"priority": 4, "strict_priority": 1, "policy_class": "chat"}}});
         let plain = chat_request(request(body.clone()), RoutingHeaders::default()).routing;
         assert_eq!((plain.priority_jump, plain.strict_priority), (4.0, 1));
+        assert_eq!(plain.policy_class.as_deref(), Some("chat"));
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("x-dynamo-request-priority", "-2"),
             ("x-dynamo-request-strict-priority", "7"),
+            ("x-dynamo-policy-class", " batch "),
             ("x-dynamo-dp-rank", "4294967295"),
             ("x-dynamo-session-id", " s "),
             ("x-dynamo-parent-session-id", "p"),
@@ -208,6 +220,7 @@ mod tests {
             (routed.routing.priority_jump, routed.routing.strict_priority, routed.dp_rank),
             (0.0, 7, None)
         );
+        assert_eq!(routed.routing.policy_class.as_deref(), Some("batch"));
         let found = Session { id: "s".into(), parent: Some("p".into()), is_final: true };
         assert_eq!(session(&headers), Some(found));
         headers.insert("x-dynamo-session-id", HeaderValue::from_str(&"x".repeat(300)).unwrap());

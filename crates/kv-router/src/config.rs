@@ -117,11 +117,14 @@ impl KvRouterConfig {
         if self.track_output_blocks && !self.track_active_blocks {
             return Err(ConfigError::OutputBlocksWithoutActiveBlocks);
         }
-        if self.queue.threshold.is_some() && !self.track_prefill_tokens {
+        if self.queue.is_used() && !self.track_prefill_tokens {
             return Err(ConfigError::QueueWithoutPrefillTokens);
         }
         if self.prefill_load_model != PrefillLoadModel::None && !self.track_prefill_tokens {
             return Err(ConfigError::LoadModelWithoutPrefillTokens(self.prefill_load_model));
+        }
+        if self.queue.classes.is_some() && !self.queue.is_used() {
+            return Err(ConfigError::ClassesWithoutQueue);
         }
         if self.active_request_expiry.is_zero() {
             return Err(ConfigError::NoExpiry);
@@ -182,6 +185,11 @@ pub enum ConfigError {
     /// What is not counted cannot become less.
     #[error("prefill_load_model {0} needs track_prefill_tokens")]
     LoadModelWithoutPrefillTokens(PrefillLoadModel),
+    /// Classes share what never fills.
+    #[error(
+        "policy classes share the queue, and nobody queues: set queue_threshold, or a threshold of a class"
+    )]
+    ClassesWithoutQueue,
     /// Nobody would ever know that prefill workers are busy.
     #[error("a conditional disaggregation by prefill load needs a busy or queue threshold")]
     DisaggWithoutLoad,

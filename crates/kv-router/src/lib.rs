@@ -64,7 +64,8 @@ pub use lanes::{
 pub use local_indexer::{KvQuery, KvQueryAnswer, LOCAL_EVENT_BUFFER, LocalIndexer};
 pub use msgpack::WireError;
 pub use queue::{
-    ParseQueuePolicyError, QueueConfig, QueueDepth, QueuePolicy, QueueRejected, RouterQueue, Ticket, Waiting,
+    ClassId, ClassQuery, ClassRule, ParseQueuePolicyError, PolicyClass, PolicyClasses, PolicyFileError,
+    QueueConfig, QueueDepth, QueuePolicy, QueueRejected, RouterQueue, Ticket, UnknownClass, Waiting,
 };
 pub use rank_event::RankEvent;
 pub use replica::{

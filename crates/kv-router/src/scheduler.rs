@@ -12,9 +12,9 @@ use rand::{SeedableRng, rngs::SmallRng};
 use workers::Workers;
 
 use crate::{
-    ActiveSequences, BusyThresholds, Candidate, ConfigError, KvRouterConfig, MatchBuffer, NewRequest,
-    PotentialLoads, ReservationId, SelectConfig, SelectError, SelectRequest, SelectScratch, Selection,
-    SlotLoad, TooManyActive, WorkerId, WorkerProfile, WorkerRank, WorkerSlot, select,
+    ActiveSequences, BusyThresholds, Candidate, ClassId, ConfigError, KvRouterConfig, MatchBuffer,
+    NewRequest, PotentialLoads, ReservationId, SelectConfig, SelectError, SelectRequest, SelectScratch,
+    Selection, SlotLoad, TooManyActive, WorkerId, WorkerProfile, WorkerRank, WorkerSlot, select,
 };
 
 /// A request that wants a worker.
@@ -213,10 +213,10 @@ impl KvScheduler {
         select(&request.select, workers.candidates(), matches, loads, config, scratch, rng)
     }
 
-    /// Whether a request is to wait: a queue threshold is set, and every rank that may serve it has more prompt tokens
-    /// outstanding than the threshold. Where none may serve it, waiting is of no use.
-    pub fn must_wait(&mut self, request: &SelectRequest<'_>) -> bool {
-        let Some(threshold) = self.config.queue.threshold else { return false };
+    /// Whether a request of a class is to wait: a queue threshold is set, and every rank that may serve it has more prompt
+    /// tokens outstanding than the threshold. Where none may serve it, waiting is of no use.
+    pub fn must_wait(&mut self, request: &SelectRequest<'_>, class: ClassId) -> bool {
+        let Some(threshold) = self.config.queue.threshold_of(class) else { return false };
         self.judge();
         self.workers.all_beyond(request, threshold, &self.active)
     }

@@ -99,6 +99,8 @@ pub struct RoutingWishes {
     pub priority_jump: f64,
     /// A higher one goes before all lower ones where requests queue.
     pub strict_priority: u32,
+    /// The policy class that it names, where requests queue by classes.
+    pub policy_class: Option<Box<str>>,
     /// The session that it belongs to.
     pub session: Option<Session>,
     /// Labels that its worker must have, all of them.

@@ -59,7 +59,7 @@ impl Catalog {
         });
         CatalogMetrics::register(runtime.metrics(), &shared)?;
         let router_id = runtime.incarnation().worker_id.get();
-        let router_metrics = RouterMetrics::register(runtime.metrics(), router_id)?;
+        let router_metrics = RouterMetrics::register(runtime.metrics(), router_id, &config.router.kv.queue)?;
         let scope = runtime.scope().child("catalog");
         let (built, arrivals) = mpsc::channel(BUILT_CAPACITY);
         let builder = Arc::new(Builder {

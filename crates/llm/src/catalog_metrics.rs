@@ -9,7 +9,7 @@ use prometheus::{IntCounterVec, IntGaugeVec};
 
 use crate::{
     catalog::Shared,
-    router::{POLICY_CLASS, Router, WORKER_TYPE},
+    router::{Router, WORKER_TYPE},
 };
 
 const WORKER_LABELS: [&str; 3] = ["worker_id", "dp_rank", "worker_type"];
@@ -175,11 +175,12 @@ impl CatalogMetrics {
             self.cold_workers.with_label_values(&[name]).set(served.cold_workers() as i64);
             let unfound = served.router().unfound_workers();
             self.unfound_workers.with_label_values(&[name]).set(unfound as i64);
-            let depth = served.router().queue_depth();
-            let labels = [name.as_str(), WORKER_TYPE, POLICY_CLASS];
-            self.queue_requests.with_label_values(&labels).set(depth.requests as i64);
-            self.queue_isl_tokens.with_label_values(&labels).set(depth.isl_tokens as i64);
-            self.queue_cached_tokens.with_label_values(&labels).set(depth.cached_tokens as i64);
+            for (class, depth) in served.router().queue_depths() {
+                let labels = [name.as_str(), WORKER_TYPE, class];
+                self.queue_requests.with_label_values(&labels).set(depth.requests as i64);
+                self.queue_isl_tokens.with_label_values(&labels).set(depth.isl_tokens as i64);
+                self.queue_cached_tokens.with_label_values(&labels).set(depth.cached_tokens as i64);
+            }
             self.active_bytes.with_label_values(&[name]).set(served.router().active_bytes() as i64);
             let index = served.router().index();
             let counts = index.counts();

@@ -107,7 +107,7 @@ impl EndpointRouter {
         scope: TaskScope,
     ) -> Result<Self, MetricsError> {
         let router_id = runtime.incarnation().worker_id.get();
-        let metrics = RouterMetrics::register(runtime.metrics(), router_id)?;
+        let metrics = RouterMetrics::register(runtime.metrics(), router_id, &config.router.kv.queue)?;
         let shared = Arc::new(Shared {
             routed: RwLock::new(None),
             card: RwLock::new(None),
@@ -332,6 +332,7 @@ fn route_request<'a>(
         session: None,
         priority_jump: 0.0,
         strict_priority: 0,
+        policy_class: None,
         deadline,
         required_taints: &[],
         preferred_taints: &[],

@@ -170,6 +170,7 @@ fn route_request<'a>(
         session: request.routing.session.as_ref(),
         priority_jump: request.routing.priority_jump,
         strict_priority: request.routing.strict_priority,
+        policy_class: request.routing.policy_class.as_deref(),
         deadline,
         required_taints: &request.routing.required_taints,
         preferred_taints: &request.routing.preferred_taints,

@@ -2,6 +2,7 @@
 
 mod booking;
 mod caches;
+mod classes;
 mod line;
 mod meters;
 mod mode;
@@ -16,14 +17,15 @@ use std::{
 };
 
 pub(crate) use booking::Booking;
+use classes::ToldOfClass;
 use dynamo_kv_router::{
-    AffinityMode, BusyThresholds, Candidate, ConfigError, KvScheduler, LaneConfig, LaneIndex, LaneReport,
-    MatchBuffer, QueueDepth, ScheduleError, ScheduleRequest, SelectError, SelectRequest, Selection,
-    SentPrompts, SessionTable, SlotLoad, StartLanesError, WorkerRank,
+    AffinityMode, BusyThresholds, Candidate, ClassId, ConfigError, KvScheduler, LaneConfig, LaneIndex,
+    LaneReport, MatchBuffer, QueueDepth, ScheduleError, ScheduleRequest, SelectError, SelectRequest,
+    Selection, SentPrompts, SessionTable, SlotLoad, StartLanesError, WorkerRank,
 };
 use dynamo_tokens::{BlockSize, LocalBlockHash, SequenceHash, local_block_hashes, sequence_hashes};
 use line::{Line, Turn, Wanted};
-pub(crate) use meters::{POLICY_CLASS, RouterMeters, RouterMetrics, WORKER_TYPE};
+pub(crate) use meters::{RouterMeters, RouterMetrics, WORKER_TYPE};
 pub use mode::{RouterConfig, RouterMode};
 use parking_lot::{Mutex, RwLock};
 use rand::Rng;
@@ -70,6 +72,7 @@ pub(crate) struct Router {
     last_turn: Mutex<Option<WorkerRank>>,
     sessions: Option<Mutex<SessionTable>>,
     line: Line,
+    told_of_class: ToldOfClass,
     replicas: Option<Replicas>,
     meters: RouterMeters,
     sign_of_life: Duration,
@@ -118,7 +121,8 @@ impl Router {
             scheduler: Mutex::new(KvScheduler::new(config.kv.clone(), block_size, seed)?),
             sign_of_life: config.kv.active_request_expiry / SIGNS_OF_LIFE,
             sessions: config.affinity.map(|affinity| Mutex::new(SessionTable::new(affinity))),
-            line: Line::new(config.kv.queue, now),
+            told_of_class: ToldOfClass::default(),
+            line: Line::new(config.kv.queue.clone(), now),
             replicas: config.replica_sync.then(|| Replicas::new(router_id, now)),
             sent: caches::memory(&config).map(RwLock::new),
             config,
@@ -228,6 +232,11 @@ impl Router {
         self.line.depth()
     }
 
+    /// How much waits of each policy class, with its name.
+    pub(crate) fn queue_depths(&self) -> Vec<(&str, QueueDepth)> {
+        self.line.depths()
+    }
+
     /// The thresholds over which ranks take no more requests.
     pub(crate) fn busy_thresholds(&self) -> BusyThresholds {
         self.scheduler.lock().busy_thresholds()
@@ -267,15 +276,13 @@ impl Router {
         scratch: &mut Scratch,
     ) -> Result<Booking, GenerateError> {
         let started = Instant::now();
-        if self.line.is_used() {
-            self.meters.admission_received.inc();
-        }
+        let class = self.class_of_new(request);
         self.look_up(request, scratch);
         let mut turn: Option<Turn> = None;
         let mut waited = Duration::ZERO;
         loop {
             let scheduling = Instant::now();
-            match self.try_once(request, scratch, turn.is_some())? {
+            match self.try_once(request, class, scratch, turn.is_some())? {
                 Tried::Booked(booking) => {
                     self.meters.scheduling.observe(millis(scheduling.elapsed()));
                     self.meters.total.observe(millis(started.elapsed().saturating_sub(waited)));
@@ -312,16 +319,18 @@ impl Router {
     fn try_once(
         self: &Arc<Self>,
         request: &RouteRequest<'_>,
+        class: ClassId,
         scratch: &Scratch,
         has_turn: bool,
     ) -> Result<Tried, GenerateError> {
         let now = Instant::now();
         let mut scheduler = self.scheduler.lock();
-        let select = self.select_request(request, &mut scheduler, now);
-        if !has_turn && self.line.is_used() && (self.line.is_occupied() || scheduler.must_wait(&select)) {
+        let select = self.select_request(request, class, &mut scheduler, now);
+        let waits = !has_turn && self.line.is_used_by(class);
+        if waits && (self.line.is_occupied() || scheduler.must_wait(&select, class)) {
             let cached = line::cached_blocks(&scheduler, &select, &scratch.matches);
             let cached_tokens = cached as usize * self.block_size.get();
-            return Ok(Tried::MustWait(Wanted::new(&select, cached_tokens)));
+            return Ok(Tried::MustWait(Wanted::new(&select, class, cached_tokens)));
         }
         let select = self.in_turn(select, &mut scheduler)?;
         let wanted = ScheduleRequest {
@@ -344,7 +353,8 @@ impl Router {
     fn choose(&self, request: &RouteRequest<'_>, scratch: &Scratch) -> Result<Selection, GenerateError> {
         let now = Instant::now();
         let mut scheduler = self.scheduler.lock();
-        let select = self.select_request(request, &mut scheduler, now);
+        let class = self.class_of(request).unwrap_or_default();
+        let select = self.select_request(request, class, &mut scheduler, now);
         let select = self.in_turn(select, &mut scheduler)?;
         let wanted = ScheduleRequest {
             prompt_blocks: &scratch.sequence,
@@ -358,6 +368,7 @@ impl Router {
     fn select_request<'a>(
         &self,
         request: &RouteRequest<'a>,
+        class: ClassId,
         scheduler: &mut KvScheduler,
         now: Instant,
     ) -> SelectRequest<'a> {
@@ -396,7 +407,7 @@ impl Router {
                 scheduler.candidates().iter().any(is_there)
             }
             AffinityMode::Soft => {
-                scheduler.eligible(&pinned).next().is_some() && !scheduler.must_wait(&pinned)
+                scheduler.eligible(&pinned).next().is_some() && !scheduler.must_wait(&pinned, class)
             }
         };
         if stays { pinned } else { select }

@@ -102,6 +102,8 @@ pub struct AgentHints {
     pub priority: Option<i32>,
     /// Where requests queue: a higher one goes before all lower ones.
     pub strict_priority: Option<u32>,
+    /// Where requests queue by classes: the name of this one's.
+    pub policy_class: Option<String>,
     /// The older name of `priority`, which goes before it.
     pub latency_sensitivity: Option<f64>,
 }

@@ -1,11 +1,11 @@
 //! The flags of `dynamo simulate`. Those of workers and router are named as theirs.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Args, value_parser};
 use dynamo_kv_router::{
-    ApproximateConfig, BusyThresholds, CachePolicy, CacheSource, KvRouterConfig, PrefillLoadModel,
-    QueueConfig, QueuePolicy,
+    ApproximateConfig, BusyThresholds, CachePolicy, CacheSource, KvRouterConfig, PolicyClasses,
+    PrefillLoadModel, QueueConfig, QueuePolicy,
 };
 use dynamo_mocker::{MockerConfig, PreemptionPolicy};
 use serde::Serialize;
@@ -136,6 +136,9 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "POLICY", default_value_t = QueuePolicy::default(), help_heading = "Router")]
     #[serde(serialize_with = "shown")]
     pub router_queue_policy: QueuePolicy,
+    /// YAML: classes that share the queue by weight; what a rule says of models and priorities, a trace does not have
+    #[arg(long, value_name = "FILE", help_heading = "Router")]
+    pub router_policy_config: Option<PathBuf>,
     /// Workers take no more requests over this share of their KV blocks
     #[arg(long, value_name = "SHARE", help_heading = "Router")]
     pub active_decode_blocks_threshold: Option<f64>,
@@ -239,6 +242,7 @@ impl SimulateArgs {
             queue: QueueConfig {
                 threshold: self.router_queue_threshold,
                 policy: self.router_queue_policy,
+                classes: self.classes()?,
                 ..QueueConfig::OFF
             },
             ..KvRouterConfig::DEFAULT
@@ -261,6 +265,15 @@ impl SimulateArgs {
             output_tokens: self.output_tokens,
             seed: self.seed,
         })
+    }
+
+    fn classes(&self) -> Result<Option<Arc<PolicyClasses>>, SimulateError> {
+        let Some(path) = &self.router_policy_config else { return Ok(None) };
+        let wrong = |why: &dyn std::fmt::Display| {
+            SimulateError::flag("--router-policy-config", format!("{}: {why}", path.display()))
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
+        Ok(Some(Arc::new(PolicyClasses::from_yaml(&text).map_err(|error| wrong(&error))?)))
     }
 
     fn caches(&self) -> Result<CacheSource, SimulateError> {

@@ -23,7 +23,7 @@ mod worker;
 
 pub use args::SimulateArgs;
 pub use error::SimulateError;
-pub use outcome::{Balance, Outcome, Queue, Report, Sample};
+pub use outcome::{Balance, ClassOutcome, Outcome, Queue, Report, Sample};
 pub use run::{run, simulate_all};
 pub use setting::{Mode, Setting};
 pub use simulation::simulate;

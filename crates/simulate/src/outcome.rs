@@ -42,6 +42,19 @@ pub struct Sample {
     pub cached_share: Option<f64>,
 }
 
+/// What came of the requests of one policy class.
+#[derive(Clone, Debug, Serialize)]
+pub struct ClassOutcome {
+    /// Its name.
+    pub name: String,
+    /// Requests that came.
+    pub requests: u64,
+    /// Requests that nobody took.
+    pub refused: u64,
+    /// From arrival to the first token.
+    pub first_token: Distribution,
+}
+
 /// What came of one run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
@@ -77,6 +90,9 @@ pub struct Outcome {
     pub cached_share_limit: f64,
     /// From arrival to the first token.
     pub first_token: Distribution,
+    /// By policy class, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<ClassOutcome>,
     /// From token to token.
     pub between_tokens: Distribution,
     /// From arrival to the last token.

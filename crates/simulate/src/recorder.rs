@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use dynamo_kv_router::ClassId;
 use dynamo_trace::{Distribution, TraceRequest, cached_share};
 use hdrhistogram::Histogram;
 
 use crate::{
-    Balance, Outcome, Queue, Sample, Setting,
+    Balance, ClassOutcome, Outcome, Queue, Sample, Setting,
     worker::{Advance, Worker},
 };
 
@@ -27,6 +28,14 @@ struct Times {
     /// The latest token.
     token: Duration,
     ended: Option<Duration>,
+    class: ClassId,
+}
+
+/// What is written down of one policy class.
+struct ClassRecord {
+    requests: u64,
+    refused: u64,
+    first_token: Histogram<u64>,
 }
 
 /// Requests on one worker, and their sum over time since the last sample.
@@ -55,6 +64,8 @@ pub(crate) struct Recorder {
     requests: u64,
     refused: BTreeMap<String, u64>,
     first_token: Histogram<u64>,
+    /// By id.
+    classes: Vec<ClassRecord>,
     between_tokens: Histogram<u64>,
     whole: Histogram<u64>,
     prompt_tokens: u64,
@@ -88,6 +99,9 @@ impl Recorder {
             requests: 0,
             refused: BTreeMap::new(),
             first_token: histogram(),
+            classes: (0..setting.kv.queue.class_count())
+                .map(|_| ClassRecord { requests: 0, refused: 0, first_token: histogram() })
+                .collect(),
             between_tokens: histogram(),
             whole: histogram(),
             prompt_tokens: 0,
@@ -104,13 +118,16 @@ impl Recorder {
         }
     }
 
-    pub(crate) fn arrived(&mut self, request: u32, now: Duration) {
-        self.times[request as usize].arrived = now;
+    pub(crate) fn arrived(&mut self, request: u32, class: ClassId, now: Duration) {
+        let times = &mut self.times[request as usize];
+        (times.arrived, times.class) = (now, class);
         self.requests += 1;
+        self.classes[class.index()].requests += 1;
         self.last_arrival = now;
     }
 
-    pub(crate) fn refused(&mut self, why: String) {
+    pub(crate) fn refused(&mut self, request: u32, why: String) {
+        self.classes[self.times[request as usize].class.index()].refused += 1;
         *self.refused.entry(why).or_default() += 1;
     }
 
@@ -138,7 +155,9 @@ impl Recorder {
         self.tokens += advance.tokens as u64;
         if advance.tokens > 0 {
             if usage.generated_tokens == advance.tokens {
-                self.first_token.saturating_record(micros(now - times.arrived));
+                let waited = micros(now - times.arrived);
+                self.first_token.saturating_record(waited);
+                self.classes[times.class.index()].first_token.saturating_record(waited);
                 let (prompt, cached) = (usage.prompt_tokens as u64, usage.cached_tokens as u64);
                 self.prompt_tokens += prompt;
                 self.cached_tokens += cached;
@@ -197,7 +216,20 @@ impl Recorder {
         let mean = routed as f64 / setting.ranks() as f64;
         let over_mean =
             |count: Option<&u64>| count.map_or(0.0, |count| *count as f64 / mean.max(f64::MIN_POSITIVE));
+        let names = setting.kv.queue.class_names().map(|(_, name)| name.to_owned());
+        let of_class = |(name, class): (String, &ClassRecord)| ClassOutcome {
+            name,
+            requests: class.requests,
+            refused: class.refused,
+            first_token: Distribution::of(&class.first_token),
+        };
+        let mut classes: Vec<ClassOutcome> = names.zip(&self.classes).map(of_class).collect();
+        if classes.len() == 1 {
+            // It is all that there is.
+            classes.clear();
+        }
         Outcome {
+            classes,
             mode: setting.mode,
             load: 1.0,
             requests: self.requests,

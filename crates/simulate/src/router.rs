@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use dynamo_engine_api::KvCacheEventData;
 use dynamo_kv_router::{
-    KvIndex, KvScheduler, MatchBuffer, QueueRejected, RankLimits, ReservationId, RouterQueue, ScheduleError,
-    ScheduleRequest, SelectRequest, SentPrompts, Waiting, WorkerProfile, WorkerRank,
+    ClassId, ClassQuery, KvIndex, KvScheduler, MatchBuffer, QueueConfig, QueueRejected, RankLimits,
+    ReservationId, RouterQueue, ScheduleError, ScheduleRequest, SelectRequest, SentPrompts, Waiting,
+    WorkerProfile, WorkerRank,
 };
 use dynamo_mocker::MockerConfig;
 use dynamo_tokens::{
@@ -38,8 +39,8 @@ pub(crate) struct Router {
     ranks_per_worker: u32,
     last_turn: u32,
     /// Requests that wait for a worker, by their place in the trace.
-    queue: RouterQueue<u32>,
-    max_wait: Duration,
+    queue: RouterQueue<(u32, ClassId)>,
+    queue_config: QueueConfig,
     next_expiry: Duration,
     next_forgetting: Duration,
     local: Vec<LocalBlockHash>,
@@ -105,8 +106,8 @@ impl Router {
             ranks: setting.ranks(),
             ranks_per_worker,
             last_turn: setting.ranks() - 1,
-            queue: RouterQueue::new(setting.kv.queue, origin),
-            max_wait: setting.kv.queue.max_wait,
+            queue: RouterQueue::new(setting.kv.queue.clone(), origin),
+            queue_config: setting.kv.queue.clone(),
             next_expiry: EXPIRY_PERIOD,
             next_forgetting: FORGET_PERIOD,
             local: Vec::new(),
@@ -134,13 +135,16 @@ impl Router {
             self.next_expiry = now + EXPIRY_PERIOD;
         }
         self.look_up(tokens, now);
+        let class = self.class_of(tokens.len());
         let anyone = SelectRequest::default();
-        if self.queue.is_empty() && !self.scheduler.must_wait(&anyone) {
+        let never_waits = self.queue_config.threshold_of(class).is_none();
+        if never_waits || self.queue.is_empty() && !self.scheduler.must_wait(&anyone, class) {
             return Ok(Routed::Booked(self.book(tokens.len(), now)?));
         }
         let best = self.matches.matches().iter().map(|found| found.device_blocks).max().unwrap_or(0);
-        let until = now + self.max_wait;
+        let until = now + self.queue_config.max_wait_of(class);
         let waiting = Waiting {
+            class,
             lane: 0,
             strict_priority: 0,
             priority_jump: 0.0,
@@ -148,21 +152,26 @@ impl Router {
             cached_tokens: best as usize * self.block_size.get(),
             deadline: Some(self.origin + until),
         };
-        self.queue.push(waiting, request, self.origin + now).map_err(|(rejected, _)| rejected)?;
+        self.queue.push(waiting, (request, class), self.origin + now).map_err(|(rejected, _)| rejected)?;
         Ok(Routed::Waits(until))
+    }
+
+    /// The policy class of a prompt. A trace says nothing else that rules look at.
+    pub(crate) fn class_of(&self, isl_tokens: usize) -> ClassId {
+        let query = ClassQuery { class: None, model: "", isl_tokens, priority_jump: 0.0, strict_priority: 0 };
+        self.queue_config.class_of(&query).unwrap_or_default()
     }
 
     /// The request whose turn it is, if there is room for one. It is to be booked before the next is asked for.
     pub(crate) fn next_in_queue(&mut self) -> Option<u32> {
-        if self.queue.is_empty() || self.scheduler.must_wait(&SelectRequest::default()) {
-            return None;
-        }
-        self.queue.pop(|_| true)
+        let Self { queue, scheduler, .. } = self;
+        let next = queue.pop(|(_, class)| !scheduler.must_wait(&SelectRequest::default(), *class));
+        next.map(|(request, _)| request)
     }
 
     /// A request that has waited for too long.
     pub(crate) fn next_expired(&mut self, now: Duration) -> Option<u32> {
-        self.queue.pop_expired(self.origin + now)
+        self.queue.pop_expired(self.origin + now).map(|(request, _)| request)
     }
 
     /// Requests that wait for a worker.

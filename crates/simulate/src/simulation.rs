@@ -152,14 +152,16 @@ impl Run<'_> {
     fn arrive(&mut self, index: u32, now: Duration) {
         let request = &self.requests[index as usize];
         let follows = self.turns.starts().get(self.next_start.wrapping_sub(1)) != Some(&index);
-        self.recorder.arrived(index, now);
         self.prompts.prompt(request, &mut self.prompt);
+        self.recorder.arrived(index, self.router.class_of(self.prompt.len()), now);
         let before = self.router.waiting();
         match self.router.route(index, &self.prompt, now) {
             Ok(Routed::Booked(booking)) => self.send(index, booking, now),
             Ok(Routed::Waits(until)) => {
                 self.recorder.queue_changed(before, self.router.waiting());
                 self.foresee(until, Event::Impatience);
+                // There may be room by the threshold of its class, if not by that of those who wait already.
+                self.call_waiting(now);
             }
             Err(refusal) => self.refuse(index, reason(&refusal), now),
         }
@@ -193,7 +195,7 @@ impl Run<'_> {
     }
 
     fn refuse(&mut self, index: u32, why: String, now: Duration) {
-        self.recorder.refused(why);
+        self.recorder.refused(index, why);
         // A client goes on after a refusal.
         self.follow(index, now);
     }

@@ -29,6 +29,21 @@ pub(crate) fn table(report: &Report) -> String {
         }
         out.push('\n');
     }
+    for outcome in &report.outcomes {
+        for class in &outcome.classes {
+            let _ = writeln!(
+                out,
+                "class {} ({}, load {}): {} requests, {} refused, first token p50 {:.2} ms, p99 {:.2} ms",
+                class.name,
+                outcome.mode,
+                outcome.load,
+                class.requests,
+                class.refused,
+                class.first_token.p50_ms,
+                class.first_token.p99_ms
+            );
+        }
+    }
     for outcome in report.outcomes.iter().filter(|outcome| !outcome.refused.is_empty()) {
         for (why, count) in &outcome.refused {
             let _ = writeln!(out, "refused ({}, load {}): {count}: {why}", outcome.mode, outcome.load);

@@ -167,6 +167,39 @@ fn who_must_wait_for_a_worker_is_served_later_and_in_the_order_of_the_policy() {
 }
 
 #[test]
+fn classes_share_the_queue_by_weight() {
+    // Half of the prompts are long.
+    let mut requests = rush();
+    for request in requests.iter_mut().step_by(2) {
+        let first = request.hash_ids[0];
+        request.hash_ids.extend((0..20).map(|block| first + 100 + block));
+        request.input_length += 20 * 64;
+    }
+    let with = |weight: u32| {
+        let file = format!(
+            "{{classes: {{long: {{weight: {weight}}}}}, rules: [{{class: long, isl_tokens: {{min: 1000}}}}]}}"
+        );
+        let classes = dynamo_kv_router::PolicyClasses::from_yaml(&file).unwrap();
+        let queue = QueueConfig {
+            threshold: Some(0.5),
+            classes: Some(std::sync::Arc::new(classes)),
+            ..QueueConfig::OFF
+        };
+        let kv = KvRouterConfig { queue, ..KvRouterConfig::DEFAULT };
+        simulate(&requests, &Setting { kv, ..setting(Mode::Kv) }).unwrap()
+    };
+    let (light, heavy) = (with(1), with(50));
+    for outcome in [&light, &heavy] {
+        let counts: Vec<(&str, u64)> =
+            outcome.classes.iter().map(|class| (&*class.name, class.requests)).collect();
+        assert_eq!((outcome.answered, counts), (300, vec![("default", 150), ("long", 150)]));
+    }
+    let p50 = |outcome: &Outcome, class: usize| outcome.classes[class].first_token.p50_ms;
+    assert!(p50(&heavy, 1) < 0.7 * p50(&light, 1), "{:?} {:?}", heavy.classes, light.classes);
+    assert!(p50(&heavy, 0) > p50(&light, 0), "{:?} {:?}", heavy.classes, light.classes);
+}
+
+#[test]
 fn busy_workers_refuse_and_are_counted() {
     let busy = BusyThresholds { active_prefill_tokens: Some(2000), ..BusyThresholds::NONE };
     let kv = KvRouterConfig { busy, ..KvRouterConfig::DEFAULT };

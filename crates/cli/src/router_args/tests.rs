@@ -1,5 +1,5 @@
 use clap::Parser;
-use dynamo_kv_router::{ApproximateConfig, CachePolicy, CacheSource};
+use dynamo_kv_router::{ApproximateConfig, CachePolicy, CacheSource, QueuePolicy};
 use dynamo_runtime::config::Env;
 
 use super::*;
@@ -92,6 +92,31 @@ fn caches_are_known_by_events_by_what_was_sent_or_by_both() {
     assert_eq!(caches(&full, &[]), CacheSource::Sent(lru));
     let predicted = caches(&["--router-predicted-ttl-secs=5"], &[]);
     assert_eq!(predicted, CacheSource::EventsAndSent(short));
+}
+
+#[test]
+fn classes_are_read_from_a_file_and_what_is_wrong_with_it_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |text: &str| {
+        let path = folder.path().join("classes.yaml");
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let path = file("classes: {batch: {weight: 3, threshold: 0.5}}");
+    let queue = resolve(&["--router-policy-config", &path], &[]).unwrap().kv.queue;
+    assert_eq!(queue.class_names().map(|(_, name)| name).collect::<Vec<_>>(), ["default", "batch"]);
+    assert_eq!((queue.threshold, queue.is_used()), (None, true));
+    let env = [("DYN_ROUTER_POLICY_CONFIG", &*path), ("DYN_ROUTER_QUEUE_THRESHOLD", "2")];
+    assert_eq!(resolve(&[], &env).unwrap().kv.queue.class_count(), 2);
+    let error = |args: &[&str]| format!("{:#}", resolve(args, &[]).err().unwrap());
+    let path = file("classes: {batch: {weight: 3}}");
+    let idle = error(&["--router-policy-config", &path]);
+    assert!(idle.contains("set queue_threshold"), "{idle}");
+    let path = file("classes:\n  batch:\n    wieght: 3\n");
+    let wrong = error(&["--router-policy-config", &path, "--router-queue-threshold=1"]);
+    assert!(wrong.contains("classes.yaml") && wrong.contains("line 3"), "{wrong}");
+    let none = error(&["--router-policy-config", "no/such/file"]);
+    assert!(none.contains("--router-policy-config no/such/file"), "{none}");
 }
 
 #[test]

@@ -89,11 +89,12 @@ impl<T> Lanes<T> {
         self.entries.insert(order.ticket, Entry { waiting, order, value });
     }
 
-    pub(super) fn pop(&mut self, mut admits: impl FnMut(&T) -> bool) -> Option<(Waiting, T)> {
-        let admitted =
-            |order: &Order| self.entries.get(&order.ticket).is_some_and(|entry| admits(&entry.value));
-        let ticket = self.heads.iter().map(|(order, _)| *order).find(admitted)?.ticket;
-        self.remove(ticket)
+    /// The first request that `admits` lets pass; asks once per lane, the foremost first.
+    pub(super) fn first(&self, mut admits: impl FnMut(&T) -> bool) -> Option<(u64, &Waiting)> {
+        self.heads.iter().find_map(|(order, _)| {
+            let entry = self.entries.get(&order.ticket)?;
+            admits(&entry.value).then_some((order.ticket, &entry.waiting))
+        })
     }
 
     pub(super) fn remove(&mut self, ticket: u64) -> Option<(Waiting, T)> {

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -13,6 +15,7 @@ fn config(policy: QueuePolicy) -> QueueConfig {
 }
 
 const PLAIN: Waiting = Waiting {
+    class: ClassId::DEFAULT,
     lane: 0,
     strict_priority: 0,
     priority_jump: 0.0,
@@ -158,7 +161,7 @@ proptest! {
         while let Some(left) = queue.pop(|_| true) {
             waiting.retain(|(_, number)| *number != left);
         }
-        prop_assert!(waiting.is_empty() && queue.lanes.is_spotless());
+        prop_assert!(waiting.is_empty() && queue.is_spotless());
         prop_assert_eq!(queue.depth(), QueueDepth::default());
     }
 }

@@ -196,14 +196,23 @@ fn requests_wait_while_all_that_may_serve_them_are_beyond_the_queue_threshold() 
     }
     let anyone = SelectRequest::default();
     let first = router.route(0..64);
-    assert!(!router.scheduler.must_wait(&anyone));
+    assert!(!router.scheduler.must_wait(&anyone, crate::ClassId::DEFAULT));
     let pinned = SelectRequest { pinned_worker: Some(first.selection.worker.worker_id), ..anyone };
-    assert!(router.scheduler.must_wait(&pinned), "its worker has 64 of 50 tokens outstanding");
+    assert!(
+        router.scheduler.must_wait(&pinned, crate::ClassId::DEFAULT),
+        "its worker has 64 of 50 tokens outstanding"
+    );
     router.route(200..264);
-    assert!(router.scheduler.must_wait(&anyone));
-    assert!(!router.scheduler.must_wait(&SelectRequest { excluded: &[0, 1], ..anyone }), "for whom?");
+    assert!(router.scheduler.must_wait(&anyone, crate::ClassId::DEFAULT));
+    assert!(
+        !router.scheduler.must_wait(&SelectRequest { excluded: &[0, 1], ..anyone }, crate::ClassId::DEFAULT),
+        "for whom?"
+    );
     router.scheduler.mark_prefill_completed(first.id, router.now);
-    assert!(!router.scheduler.must_wait(&anyone) && !router.scheduler.must_wait(&pinned));
+    assert!(
+        !router.scheduler.must_wait(&anyone, crate::ClassId::DEFAULT)
+            && !router.scheduler.must_wait(&pinned, crate::ClassId::DEFAULT)
+    );
 }
 
 #[test]
@@ -281,7 +290,10 @@ fn thresholds_and_advice_go_by_what_was_sent() {
     let tokens =
         |router: &Router| router.scheduler.worker_loads().map(|(_, load)| load.prefill_tokens).sum::<u64>();
     assert_eq!(tokens(&router), 1800);
-    assert!(router.scheduler.must_wait(&SelectRequest::default()), "both have more than 700 outstanding");
+    assert!(
+        router.scheduler.must_wait(&SelectRequest::default(), crate::ClassId::DEFAULT),
+        "both have more than 700 outstanding"
+    );
     let advice = router.scheduler.potential_loads(&[], 10, &router.matches);
     let mut advised: Vec<_> = advice.iter().map(|load| load.potential_prefill_tokens).collect();
     advised.sort_unstable();

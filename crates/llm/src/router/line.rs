@@ -15,8 +15,8 @@ use std::{
 
 use dynamo_engine_api::DpRank;
 use dynamo_kv_router::{
-    KvScheduler, MatchBuffer, QueueConfig, QueueDepth, QueueRejected, RouterQueue, SelectRequest, Ticket,
-    Waiting,
+    ClassId, KvScheduler, MatchBuffer, QueueConfig, QueueDepth, QueueRejected, RouterQueue, SelectRequest,
+    Ticket, Waiting,
 };
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -27,6 +27,7 @@ use crate::GenerateError;
 /// All who wait.
 pub(super) struct Line {
     config: QueueConfig,
+    is_used: bool,
     state: Mutex<State>,
     /// Those who wait and the one who was called, for a look without the lock.
     occupied: AtomicUsize,
@@ -39,6 +40,7 @@ struct State {
 }
 
 struct Waiter {
+    class: ClassId,
     who: Eligible,
     call: oneshot::Sender<Turn>,
 }
@@ -77,20 +79,21 @@ impl Eligible {
 
 /// A request on its way into the line.
 pub(super) struct Wanted {
+    class: ClassId,
     who: Eligible,
     isl_tokens: usize,
     cached_tokens: usize,
 }
 
 impl Wanted {
-    pub(super) fn new(select: &SelectRequest<'_>, cached_tokens: usize) -> Self {
+    pub(super) fn new(select: &SelectRequest<'_>, class: ClassId, cached_tokens: usize) -> Self {
         let who = Eligible {
             pinned_worker: select.pinned_worker,
             pinned_rank: select.pinned_rank,
             excluded: select.excluded.to_vec(),
             required_taints: select.required_taints.to_vec(),
         };
-        Self { who, isl_tokens: select.isl_tokens, cached_tokens }
+        Self { class, who, isl_tokens: select.isl_tokens, cached_tokens }
     }
 }
 
@@ -112,13 +115,19 @@ pub(super) fn cached_blocks(
 
 impl Line {
     pub(super) fn new(config: QueueConfig, now: Instant) -> Self {
-        let state = State { queue: RouterQueue::new(config, now), is_called: false };
-        Self { config, state: Mutex::new(state), occupied: AtomicUsize::new(0) }
+        let is_used = config.is_used();
+        let state = State { queue: RouterQueue::new(config.clone(), now), is_called: false };
+        Self { config, is_used, state: Mutex::new(state), occupied: AtomicUsize::new(0) }
     }
 
-    /// Whether requests wait at all, by the configuration.
+    /// Whether requests of any class wait, by the configuration.
     pub(super) fn is_used(&self) -> bool {
-        self.config.threshold.is_some()
+        self.is_used
+    }
+
+    /// Whether requests of a class wait, by the configuration. Those of others go past the line.
+    pub(super) fn is_used_by(&self, class: ClassId) -> bool {
+        self.is_used && self.config.threshold_of(class).is_some()
     }
 
     /// Whether somebody is before a request that comes now.
@@ -128,6 +137,12 @@ impl Line {
 
     pub(super) fn depth(&self) -> QueueDepth {
         self.state.lock().queue.depth()
+    }
+
+    /// How much waits of each class, with its name.
+    pub(super) fn depths(&self) -> Vec<(&str, QueueDepth)> {
+        let state = self.state.lock();
+        self.config.class_names().map(|(class, name)| (name, state.queue.depth_of(class))).collect()
     }
 
     fn with<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
@@ -175,9 +190,11 @@ impl Router {
         request: &RouteRequest<'_>,
     ) -> Result<Turn, GenerateError> {
         let now = Instant::now();
-        let latest = now + self.line.config.max_wait;
+        let class = wanted.class;
+        let latest = now + self.line.config.max_wait_of(class);
         let deadline = request.deadline.map_or(latest, |deadline| deadline.min(latest));
         let waiting = Waiting {
+            class,
             lane: wanted.who.lane(),
             strict_priority: request.strict_priority,
             priority_jump: request.priority_jump,
@@ -186,11 +203,11 @@ impl Router {
             deadline: Some(deadline),
         };
         let (call, called) = oneshot::channel();
-        let waiter = Waiter { who: wanted.who, call };
+        let waiter = Waiter { class, who: wanted.who, call };
         let pushed = self.line.with(|state| state.queue.push(waiting, waiter, now));
         let ticket = pushed.map_err(|(rejected, _)| {
-            self.meters.rejected(rejected.reason());
-            tracing::debug!(%rejected, "a request cannot wait");
+            self.meters.rejected(class, rejected.reason());
+            tracing::debug!(%rejected, class = self.line.config.class_name(class), "a request cannot wait");
             if rejected == QueueRejected::DeadlineExceeded {
                 return GenerateError::QueueTimeout;
             }
@@ -205,7 +222,7 @@ impl Router {
             Ok(Ok(turn)) => Ok(turn),
             Ok(Err(_)) => Err(GenerateError::Overloaded),
             Err(_) => {
-                self.meters.rejected(QueueRejected::DeadlineExceeded.reason());
+                self.meters.rejected(class, QueueRejected::DeadlineExceeded.reason());
                 Err(GenerateError::QueueTimeout)
             }
         }
@@ -219,7 +236,8 @@ impl Router {
                     return None;
                 }
                 let mut scheduler = self.scheduler.lock();
-                let next = state.queue.pop(|waiter| !scheduler.must_wait(&waiter.who.select()));
+                let has_room = |waiter: &Waiter| !scheduler.must_wait(&waiter.who.select(), waiter.class);
+                let next = state.queue.pop(has_room);
                 state.is_called = next.is_some();
                 next
             });

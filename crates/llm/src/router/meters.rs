@@ -1,13 +1,13 @@
 //! What the router counts and times.
 
-use dynamo_kv_router::{QueueRejected, ReplicaOutcome};
+use std::sync::Arc;
+
+use dynamo_kv_router::{ClassId, QueueConfig, QueueRejected, ReplicaOutcome};
 use dynamo_runtime::metrics::{BoundHits, Metrics, MetricsError};
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec};
 
 /// The only role there is so far: prefill and decode in one.
 pub(crate) const WORKER_TYPE: &str = "decode";
-/// The only class of requests there is so far.
-pub(crate) const POLICY_CLASS: &str = "default";
 
 const QUEUE_LABELS: [&str; 3] = ["model", "worker_type", "policy_class"];
 
@@ -15,6 +15,8 @@ const QUEUE_LABELS: [&str; 3] = ["model", "worker_type", "policy_class"];
 #[derive(Clone)]
 pub(crate) struct RouterMetrics {
     router_id: String,
+    /// Names of the policy classes, by id.
+    classes: Arc<[Box<str>]>,
     overhead: [HistogramVec; 5],
     requests_started: IntCounterVec,
     requests: IntCounterVec,
@@ -24,6 +26,7 @@ pub(crate) struct RouterMetrics {
     admission_received: IntCounterVec,
     admission_rejected: IntCounterVec,
     backpressure: IntCounterVec,
+    unknown_classes: IntCounterVec,
     balanced: IntCounterVec,
     replica_events: IntCounterVec,
     queue_full: IntCounter,
@@ -31,8 +34,12 @@ pub(crate) struct RouterMetrics {
 }
 
 impl RouterMetrics {
-    /// `router_id` labels the overhead.
-    pub(crate) fn register(metrics: &Metrics, router_id: u64) -> Result<Self, MetricsError> {
+    /// `router_id` labels the overhead, `queue` has the policy classes of all models.
+    pub(crate) fn register(
+        metrics: &Metrics,
+        router_id: u64,
+        queue: &QueueConfig,
+    ) -> Result<Self, MetricsError> {
         // Computing takes microseconds, the whole may wait for locks.
         let computing = prometheus::exponential_buckets(0.001, 2.0, 15).unwrap_or_default();
         let whole = prometheus::exponential_buckets(0.01, 3.0, 17).unwrap_or_default();
@@ -48,6 +55,7 @@ impl RouterMetrics {
         let bounds = BoundHits::new(metrics)?;
         Ok(Self {
             router_id: router_id.to_string(),
+            classes: queue.class_names().map(|(_, name)| name.into()).collect(),
             overhead: [
                 overhead("block_hashing", "Hashing a prompt's blocks", &computing)?,
                 overhead("seq_hashing", "Chaining a prompt's block hashes", &computing)?,
@@ -97,6 +105,11 @@ impl RouterMetrics {
                 "Requests that could not wait, or waited in vain, by reason",
                 &["model", "worker_type", "policy_class", "reason"],
             )?,
+            unknown_classes: metrics.counter_vec(
+                "dynamo_kvrouter_unknown_policy_class_total",
+                "Tries to route a request that names a policy class that there is not; it is of the default class then",
+                &["model"],
+            )?,
             balanced: metrics.counter_vec(
                 "dynamo_kvrouter_balanced_choices_total",
                 "Requests that did not go to the cheapest worker, which was too far ahead of the others in load",
@@ -114,17 +127,19 @@ impl RouterMetrics {
 
     /// Removes the series of a model that is gone.
     pub(crate) fn forget(&self, model: &str) {
-        for family in [&self.requests_started, &self.requests, &self.balanced] {
+        for family in [&self.requests_started, &self.requests, &self.balanced, &self.unknown_classes] {
             let _ = family.remove_label_values(&[model]);
         }
         for family in self.seconds.iter().chain(&self.tokens).chain([&self.hit_rate]) {
             let _ = family.remove_label_values(&[model]);
         }
-        for family in [&self.admission_received, &self.admission_rejected] {
-            let _ = family.remove_label_values(&[model, WORKER_TYPE, POLICY_CLASS]);
-        }
-        for reason in QueueRejected::REASONS {
-            let _ = self.backpressure.remove_label_values(&[model, WORKER_TYPE, POLICY_CLASS, reason]);
+        for class in self.classes.iter() {
+            for family in [&self.admission_received, &self.admission_rejected] {
+                let _ = family.remove_label_values(&[model, WORKER_TYPE, class]);
+            }
+            for reason in QueueRejected::REASONS {
+                let _ = self.backpressure.remove_label_values(&[model, WORKER_TYPE, class, reason]);
+            }
         }
     }
 
@@ -136,7 +151,14 @@ impl RouterMetrics {
         let timed = |family: &HistogramVec| family.with_label_values(&[model]);
         let [time_to_first_token, inter_token_latency] = self.seconds.each_ref().map(timed);
         let [input_tokens, output_tokens] = self.tokens.each_ref().map(timed);
-        let queue = |family: &IntCounterVec| family.with_label_values(&[model, WORKER_TYPE, POLICY_CLASS]);
+        let of_class = |class: &str| {
+            let labels = [model, WORKER_TYPE, class];
+            ClassMeters {
+                name: class.into(),
+                received: self.admission_received.with_label_values(&labels),
+                rejected: self.admission_rejected.with_label_values(&labels),
+            }
+        };
         RouterMeters {
             block_hashing,
             seq_hashing,
@@ -150,9 +172,9 @@ impl RouterMetrics {
             input_tokens,
             output_tokens,
             hit_rate: timed(&self.hit_rate),
-            admission_received: queue(&self.admission_received),
-            admission_rejected: queue(&self.admission_rejected),
+            classes: self.classes.iter().map(|class| of_class(class)).collect(),
             backpressure: self.backpressure.clone(),
+            unknown_classes: self.unknown_classes.with_label_values(&[model]),
             balanced: self.balanced.with_label_values(&[model]),
             replica_events: self.replica_events.clone(),
             queue_full: self.queue_full.clone(),
@@ -176,21 +198,38 @@ pub(crate) struct RouterMeters {
     pub(super) input_tokens: Histogram,
     pub(super) output_tokens: Histogram,
     pub(super) hit_rate: Histogram,
-    pub(super) admission_received: IntCounter,
-    admission_rejected: IntCounter,
+    /// By id.
+    classes: Vec<ClassMeters>,
     backpressure: IntCounterVec,
+    pub(super) unknown_classes: IntCounter,
     pub(super) balanced: IntCounter,
     replica_events: IntCounterVec,
     pub(super) queue_full: IntCounter,
     pub(super) outbox_full: IntCounter,
-    model: Box<str>,
+    pub(super) model: Box<str>,
+}
+
+/// What is counted of one policy class.
+struct ClassMeters {
+    name: Box<str>,
+    received: IntCounter,
+    rejected: IntCounter,
 }
 
 impl RouterMeters {
+    /// A request of a class came.
+    pub(super) fn received(&self, class: ClassId) {
+        if let Some(class) = self.classes.get(class.index()) {
+            class.received.inc();
+        }
+    }
+
     /// A request could not wait, or waited in vain.
-    pub(super) fn rejected(&self, reason: &str) {
-        self.admission_rejected.inc();
-        self.backpressure.with_label_values(&[&self.model, WORKER_TYPE, POLICY_CLASS, reason]).inc();
+    pub(super) fn rejected(&self, class: ClassId, reason: &str) {
+        if let Some(class) = self.classes.get(class.index()) {
+            class.rejected.inc();
+            self.backpressure.with_label_values(&[&self.model, WORKER_TYPE, &class.name, reason]).inc();
+        }
     }
 
     pub(super) fn replica_event(&self, outcome: ReplicaOutcome) {

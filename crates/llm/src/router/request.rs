@@ -56,6 +56,8 @@ pub(crate) struct RouteRequest<'a> {
     pub(crate) priority_jump: f64,
     /// A higher one goes before all lower ones where requests queue.
     pub(crate) strict_priority: u32,
+    /// The policy class that it names, where requests queue by classes.
+    pub(crate) policy_class: Option<&'a str>,
     /// When an answer is of no use any more.
     pub(crate) deadline: Option<Instant>,
     /// Labels that its worker must have, all of them.

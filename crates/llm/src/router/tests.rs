@@ -6,7 +6,8 @@ use super::*;
 
 /// A router that counts for itself.
 pub(crate) fn router_for_tests(config: RouterConfig, block_size: BlockSize) -> Arc<Router> {
-    let meters = RouterMetrics::register(&Metrics::new(), 1).unwrap().of_model("m");
+    let metrics = RouterMetrics::register(&Metrics::new(), 1, &config.kv.queue).unwrap();
+    let meters = metrics.of_model("m");
     Arc::new(Router::new(config, block_size, 1, meters).unwrap())
 }
 
@@ -58,6 +59,7 @@ pub(super) fn request<'a>(tokens: &'a [u32], excluded: &'a [u64]) -> RouteReques
         session: None,
         priority_jump: 0.0,
         strict_priority: 0,
+        policy_class: None,
         deadline: None,
         required_taints: &[],
         preferred_taints: &[],
@@ -207,7 +209,7 @@ fn queueing(threshold: f64) -> RouterConfig {
 }
 
 /// Lets all tasks run until none can go on.
-async fn settle() {
+pub(super) async fn settle() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
     }

@@ -26,6 +26,7 @@ fn request(tokens: &[u32]) -> RouteRequest<'_> {
         session: None,
         priority_jump: 0.0,
         strict_priority: 0,
+        policy_class: None,
         deadline: None,
         required_taints: &[],
         preferred_taints: &[],

@@ -27,7 +27,8 @@ impl Replica {
 
     async fn start_with(config: RouterConfig, id: u64, hub: &EventHub, root: &TaskScope) -> Self {
         let metrics = Metrics::new();
-        let meters = RouterMetrics::register(&metrics, id).unwrap().of_model("m");
+        let meters =
+            RouterMetrics::register(&metrics, id, &dynamo_kv_router::QueueConfig::OFF).unwrap().of_model("m");
         let config = RouterConfig { replica_sync: true, ..config };
         let router = Arc::new(Router::new(config, BlockSize::new(4).unwrap(), id, meters).unwrap());
         for worker_id in [7, 8] {
@@ -57,6 +58,7 @@ impl Replica {
             session: None,
             priority_jump: 0.0,
             strict_priority: 0,
+            policy_class: None,
             deadline: None,
             required_taints: &[],
             preferred_taints: &[],
