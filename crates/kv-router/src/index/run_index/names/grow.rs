@@ -193,6 +193,7 @@ fn split(parts: &mut Vec<Part>, number: usize, unit_bits: u32, blocks: &Blocks<'
         names.push((hash, unit));
         counts[part_of(hash)] += 1;
     });
+    debug_assert_eq!(names.len(), old.entries as usize, "each entry stands for one listed block");
     parts.extend((0..).zip(counts).map(|(part, count)| {
         let number = old.number << SPLIT_BITS | part;
         let lines = lines_above(number as usize, count / FULL);
