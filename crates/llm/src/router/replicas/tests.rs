@@ -5,11 +5,12 @@ use dynamo_runtime::{
     Epoch, EventHub, EventPlane, EventScope, Incarnation, Metrics, WorkerId,
     events::{EventMetrics, EventPlaneConfig, EventPlaneKind},
 };
-use dynamo_tokens::{BlockSize, HashSeed};
+use dynamo_tokens::BlockSize;
 
 use super::*;
 use crate::router::{
-    Booking, RouteRequest, RoutedWorker, RouterConfig, RouterMetrics, RouterMode, tests::WORKER,
+    Booking, RoutedWorker, RouterConfig, RouterMetrics, RouterMode,
+    tests::{WORKER, request},
 };
 
 /// No test waits longer for anything.
@@ -48,22 +49,7 @@ impl Replica {
     }
 
     async fn send(&self, tokens: &[u32]) -> Booking {
-        let request = RouteRequest {
-            tokens,
-            seed: HashSeed::PLAIN,
-            pinned_worker: None,
-            pinned_rank: None,
-            expected_output_tokens: None,
-            excluded: &[],
-            session: None,
-            priority_jump: 0.0,
-            strict_priority: 0,
-            policy_class: None,
-            deadline: None,
-            required_taints: &[],
-            preferred_taints: &[],
-        };
-        self.router.route(&request).await.unwrap()
+        self.router.route(&request(tokens, &[])).await.unwrap()
     }
 
     fn total(&self) -> SlotLoad {
