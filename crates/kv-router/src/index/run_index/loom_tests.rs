@@ -1,5 +1,5 @@
 //! The writer beside one query, in every order, and with all that a processor may let the reader see:
-//! `RUSTFLAGS="--cfg loom" cargo test -p dynamo-kv-router --release --lib run_index`.
+//! `scripts/test.sh loom`.
 //!
 //! Each test is a hazard of reading without locks. Events go on while a query is under way; for each slot the query
 //! has to find what it had after one of them: not before the last that the reader knew to be over when it began, nor
