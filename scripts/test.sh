@@ -41,8 +41,15 @@ PY
 
 # What threads share without a lock, in every order, under loom; in a folder of its own, since all is compiled anew.
 step_loom() {
+  local log status=0
+  log="$(mktemp)"
   RUSTFLAGS="--cfg loom" CARGO_PROFILE_RELEASE_LTO=off LOOM_MAX_PREEMPTIONS=3 \
-    cargo test --locked -p dynamo-kv-router --release --lib --target-dir "${CARGO_TARGET_DIR:-target}/loom" loom
+    cargo test --locked -p dynamo-kv-router --release --lib --target-dir "${CARGO_TARGET_DIR:-target}/loom" loom 2>&1 |
+    tee "$log" || status=$?
+  read -r p f s < <(sed -n 's/^test result: .* \([0-9]*\) passed; \([0-9]*\) failed; \([0-9]*\) ignored.*/\1 \2 \3/p' "$log") || true
+  rm -f "$log"
+  count "${p:-0}" "${f:-0}" "${s:-0}"
+  return "$status"
 }
 
 # Instructions of the prefix index, under callgrind.
