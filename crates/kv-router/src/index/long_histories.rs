@@ -1,6 +1,8 @@
 //! Long random histories with long runs, against a model that is fast enough for them. The small, shrinking ones are
 //! in `reference_model`.
 
+use std::collections::VecDeque;
+
 use dynamo_engine_api::{ExternalBlockHash, KvCacheEventData, StoredBlock};
 use dynamo_tokens::LocalBlockHash;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -103,6 +105,9 @@ pub(super) struct Shape {
     pub(super) own_names: bool,
     /// Share of removals, in percent, that hit blocks anywhere rather than the ends of sequences.
     pub(super) interior: u32,
+    /// Share of stores, in percent, whose last blocks come one at a time, between other events, as from an engine that
+    /// decodes.
+    pub(super) decoded: u32,
 }
 
 struct Sequence {
@@ -180,6 +185,21 @@ impl Shape {
     }
 }
 
+/// Cuts the last blocks off a store, each as an event of its own.
+fn decoded(event: &mut KvCacheEventData, random: &mut SmallRng) -> Vec<KvCacheEventData> {
+    const MOST: usize = 12;
+    let KvCacheEventData::Stored { blocks, .. } = event else { return Vec::new() };
+    let first = random.random_range(blocks.len().saturating_sub(MOST).max(1)..=blocks.len());
+    let rest = blocks.split_off(first);
+    let mut parent = blocks.last().map(|block| block.block_hash);
+    rest.into_iter()
+        .map(|block| KvCacheEventData::Stored {
+            parent_hash: parent.replace(block.block_hash),
+            blocks: vec![block],
+        })
+        .collect()
+}
+
 /// Runs one history per seed; `check` looks into the index now and then.
 pub(super) fn assert_equal<I: PrefixIndex>(
     shape: Shape,
@@ -195,8 +215,11 @@ pub(super) fn assert_equal<I: PrefixIndex>(
         let mut generations = vec![0; shape.slots as usize];
         model.slots.resize_with(shape.slots as usize, Names::default);
         let mut sample: Vec<u64> = Vec::new();
+        let mut later: VecDeque<(u32, KvCacheEventData)> = VecDeque::new();
         for step in 0..shape.steps {
-            let number = random.random_range(0..shape.slots);
+            let next = later.pop_front_if(|_| random.random_bool(0.7));
+            let number =
+                next.as_ref().map_or_else(|| random.random_range(0..shape.slots), |&(number, _)| number);
             let slot = Slot::new(number, generations[number as usize]);
             if random.random_ratio(1, 500) {
                 index.clear(slot);
@@ -208,7 +231,17 @@ pub(super) fn assert_equal<I: PrefixIndex>(
                 sample = model.slots[number as usize].places.keys().copied().take(200).collect();
                 sample.sort_unstable();
             }
-            let event = shape.event(&mut random, number, &sample);
+            let event = match next {
+                Some((_, event)) => event,
+                None => {
+                    let mut event = shape.event(&mut random, number, &sample);
+                    if random.random_range(0..100) < shape.decoded {
+                        let events = decoded(&mut event, &mut random);
+                        later.extend(events.into_iter().map(|event| (number, event)));
+                    }
+                    event
+                }
+            };
             let is_broken = match &event {
                 KvCacheEventData::Stored { parent_hash, blocks } => {
                     let names =

@@ -16,6 +16,7 @@ use self::{
     holes::Holes,
     limbo::{Limbo, Retired},
     names::NameTable,
+    recent::RecentBlocks,
     shared::Shared,
     space::Space,
 };
@@ -45,6 +46,7 @@ mod memory;
 mod names;
 mod naming;
 mod reader;
+mod recent;
 mod regions;
 mod remove;
 mod shared;
@@ -72,6 +74,7 @@ pub struct RunIndex {
     children: ChildTable,
     families: Families,
     names: NameTable,
+    recent: RecentBlocks,
     /// Blocks in `names` beyond the first of their name.
     doubled_names: usize,
     /// Names that are not the block's own, by run and offset.
@@ -148,6 +151,7 @@ impl RunIndex {
             children: ChildTable::new(),
             families: Families::default(),
             names: NameTable::new(&shared.memory),
+            recent: RecentBlocks::default(),
             doubled_names: 0,
             aliases: Aliases::default(),
             holes: Holes::default(),
@@ -244,6 +248,9 @@ impl RunIndex {
         if self.limbo.len() >= ENOUGH || self.nodes == 0 && self.limbo.len() > 0 {
             self.reclaim();
         }
+        if self.nodes == 0 {
+            self.recent = RecentBlocks::default();
+        }
         self.shared.blocks.store(self.held, Relaxed);
         self.shared.nodes.store(self.nodes, Relaxed);
         self.events = self.events.wrapping_add(1);
@@ -263,6 +270,7 @@ impl RunIndex {
             + self.children.bytes()
             + self.families.bytes()
             + self.names.bytes()
+            + self.recent.bytes()
             + self.aliases.bytes()
             + self.holes.bytes()
             + self.slots.capacity() * size_of::<SlotState>()

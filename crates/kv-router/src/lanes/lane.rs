@@ -71,12 +71,19 @@ impl Task {
     }
 }
 
+/// What is left of the batch in a lane's hands. On lines of its own: the lane writes it with each event, while others
+/// write the queue.
+#[derive(Default)]
+#[repr(align(128))]
+pub(super) struct InHand {
+    pub(super) events: AtomicUsize,
+    pub(super) blocks: AtomicUsize,
+}
+
 /// What a lane and those who look at it share.
 pub(super) struct LaneState {
     pub(super) queue: LaneQueue<Task>,
-    /// Of the batch in hand.
-    pub(super) events_in_hand: AtomicUsize,
-    pub(super) blocks_in_hand: AtomicUsize,
+    pub(super) in_hand: InHand,
     /// When the oldest of the batch in hand came.
     pub(super) since: Mutex<Option<Instant>>,
     /// Nanoseconds.
@@ -138,8 +145,8 @@ impl Lane {
         let mut tasks = VecDeque::new();
         while let Some(batch) = self.state.queue.take(&mut tasks) {
             let state = self.state.clone();
-            state.events_in_hand.store(batch.events, Ordering::Relaxed);
-            state.blocks_in_hand.store(batch.blocks, Ordering::Relaxed);
+            state.in_hand.events.store(batch.events, Ordering::Relaxed);
+            state.in_hand.blocks.store(batch.blocks, Ordering::Relaxed);
             *state.since.lock() = batch.since;
             if let Some(since) = batch.since {
                 let nanos = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -153,8 +160,8 @@ impl Lane {
                 }
             }
             self.tell();
-            state.events_in_hand.store(0, Ordering::Relaxed);
-            state.blocks_in_hand.store(0, Ordering::Relaxed);
+            state.in_hand.events.store(0, Ordering::Relaxed);
+            state.in_hand.blocks.store(0, Ordering::Relaxed);
             *state.since.lock() = None;
         }
     }
@@ -198,8 +205,8 @@ impl Lane {
                 if self.spent.len() < KEPT_SPENT {
                     self.spent.push(data);
                 }
-                lower(&self.state.events_in_hand, 1);
-                lower(&self.state.blocks_in_hand, blocks);
+                lower(&self.state.in_hand.events, 1);
+                lower(&self.state.in_hand.blocks, blocks);
             }
             Task::Flush(barrier) => {
                 self.tell();

@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 use super::{
     DumpError, FlushError, LaneBroken, LaneConfig, LaneGauges, LaneReport, RankDump,
     barrier::{Barrier, Done},
-    lane::{Lane, LaneState, Report, Task},
+    lane::{InHand, Lane, LaneState, Report, Task},
     outcomes::Outcomes,
     queue::{LaneQueue, Limits, Refused},
 };
@@ -128,8 +128,7 @@ impl LaneIndex {
         for (number, writer) in writers.into_iter().enumerate() {
             let state = Arc::new(LaneState {
                 queue: LaneQueue::new(limits),
-                events_in_hand: AtomicUsize::new(0),
-                blocks_in_hand: AtomicUsize::new(0),
+                in_hand: InHand::default(),
                 since: Mutex::new(None),
                 longest_wait: AtomicU64::new(0),
                 broken: Mutex::new(None),
@@ -365,8 +364,8 @@ impl LaneIndex {
         };
         for lane in &self.lanes {
             let (events, blocks, since) = lane.queue.waiting();
-            gauges.queued_events += events + lane.events_in_hand.load(Ordering::Relaxed);
-            gauges.queued_blocks += blocks + lane.blocks_in_hand.load(Ordering::Relaxed);
+            gauges.queued_events += events + lane.in_hand.events.load(Ordering::Relaxed);
+            gauges.queued_blocks += blocks + lane.in_hand.blocks.load(Ordering::Relaxed);
             let oldest = lane.since.lock().or(since).map_or(Duration::ZERO, |since| since.elapsed());
             gauges.oldest_wait = gauges.oldest_wait.max(oldest);
             let longest = Duration::from_nanos(lane.longest_wait.load(Ordering::Relaxed));

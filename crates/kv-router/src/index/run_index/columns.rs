@@ -106,6 +106,13 @@ impl Columns {
         chunk.names[at]
     }
 
+    /// The name at a place that was given out at some time.
+    #[inline]
+    pub(super) fn name_if_there(&self, place: Place) -> Option<u64> {
+        let chunk = self.chunks.get(place as usize / CHUNK)?.as_ref()?;
+        Some(chunk.names[place as usize % CHUNK])
+    }
+
     /// The names of the blocks that were handed out together, a cache line; those of blocks that are gone included.
     #[inline]
     pub(super) fn unit_names(&self, unit: u32) -> &[u64; UNIT as usize] {

@@ -8,8 +8,9 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use super::{
     ApplyError, RunIndex,
     atomics::AtomicU64,
-    header::{HOLDERS, Holding, LIST, RunId, halves, pair, slot_of},
+    header::{HEADER, HOLDERS, Holding, LIST, RunId, halves, pair, slot_of},
     limbo::Retired,
+    shared::Shared,
 };
 use crate::Slot;
 
@@ -74,22 +75,36 @@ impl<'a> List<'a> {
     }
 }
 
+fn list_of<'a>(shared: &'a Shared, header: &[AtomicU64; HEADER]) -> Option<List<'a>> {
+    match halves(header[LIST].load(Relaxed)) {
+        (0, _) => None,
+        (place, bits) => Some(List::of(shared.lists.slice(place, memory(1 << bits) as usize))),
+    }
+}
+
+/// The word of a slot among a run's holders.
+#[inline]
+pub(super) fn word_of<'a>(
+    shared: &'a Shared,
+    header: &'a [AtomicU64; HEADER],
+    slot: Slot,
+) -> Option<&'a AtomicU64> {
+    match list_of(shared, header) {
+        None => header[HOLDERS..].iter().find(|word| {
+            let word = word.load(Relaxed);
+            word != 0 && slot_of(word) == slot
+        }),
+        Some(list) => list.find(slot),
+    }
+}
+
 impl RunIndex {
     fn list(&self, run: RunId) -> Option<List<'_>> {
-        match halves(self.shared.header(run)[LIST].load(Relaxed)) {
-            (0, _) => None,
-            (place, bits) => Some(List::of(self.shared.lists.slice(place, memory(1 << bits) as usize))),
-        }
+        list_of(&self.shared, self.shared.header(run))
     }
 
-    fn word(&self, run: RunId, slot: Slot) -> Option<&AtomicU64> {
-        match self.list(run) {
-            None => self.shared.header(run)[HOLDERS..].iter().find(|word| {
-                let word = word.load(Relaxed);
-                word != 0 && slot_of(word) == slot
-            }),
-            Some(list) => list.find(slot),
-        }
+    pub(super) fn word(&self, run: RunId, slot: Slot) -> Option<&AtomicU64> {
+        word_of(&self.shared, self.shared.header(run), slot)
     }
 
     /// What a slot holds of a run, holes apart.

@@ -74,6 +74,10 @@ pub(super) struct Holes {
 }
 
 impl Holes {
+    pub(super) fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
     /// The holes of a slot in a run.
     pub(super) fn get(&self, run: RunId, slot: Slot) -> Option<&Bits> {
         if self.runs.is_empty() {

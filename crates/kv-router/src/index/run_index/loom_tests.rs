@@ -132,6 +132,16 @@ fn a_slot_gains_and_loses_blocks_of_a_run() {
 }
 
 /// The first five holders of two blocks, which fill the header.
+#[test]
+fn a_run_grows_block_by_block() {
+    let story = Story {
+        before: vec![stored(0, None, &[1]), stored(1, None, &[1])],
+        beside: vec![stored(0, Some(1), &[2]), stored(0, Some(2), &[3])],
+        query: vec![1, 2, 3],
+    };
+    story.holds(3);
+}
+
 fn five_holders() -> Vec<Event> {
     (0..5).map(|slot| stored(slot, None, &[1, 2])).collect()
 }

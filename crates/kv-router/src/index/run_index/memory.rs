@@ -128,6 +128,12 @@ impl<const BITS: u32, const CHUNKS: usize> Words<BITS, CHUNKS> {
         self.dropped.lock().push(gone);
     }
 
+    /// Whether a place lies in a chunk. Only the writer asks.
+    #[inline]
+    pub(super) fn is_there(&self, place: Place) -> bool {
+        !self.chunks[(place >> BITS) as usize].load(Relaxed).is_null()
+    }
+
     fn chunk(&self, place: Place) -> &[AtomicU64] {
         let words = self.chunks[(place >> BITS) as usize].load(Acquire);
         assert!(!words.is_null(), "a place that was given out lies in a chunk");

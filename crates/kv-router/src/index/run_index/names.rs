@@ -7,6 +7,8 @@
 //! wait for more than one or two of them, and the table as a whole is never half empty. A part that is too large for that
 //! becomes sixteen.
 
+use std::ops::Range;
+
 use self::{
     grow::make_room,
     insert::{InsertAll, put_late},
@@ -14,7 +16,7 @@ use self::{
 };
 use super::{
     blocks::Blocks,
-    columns::UNIT,
+    columns::{Columns, UNIT},
     lanes::{LANES, Plainly, at_best_level},
     memory::{Place, prefetch},
     regions::Memory,
@@ -111,6 +113,34 @@ impl NameTable {
         if let Some(line) = part.lines.get(part.home(hash)) {
             prefetch(line);
         }
+    }
+
+    /// Lists the first of a few blocks, as far as that is put into lines with room. Returns how far it came; `seen` is as
+    /// for [`Self::insert_all`].
+    #[inline]
+    pub(super) fn insert_few(
+        &mut self,
+        places: Range<Place>,
+        columns: &Columns,
+        mut seen: impl FnMut(u32, Place),
+    ) -> Place {
+        if places.len() > FEW || self.parts.is_empty() {
+            return places.start;
+        }
+        for place in places.clone() {
+            let hash = hash(columns.name(place));
+            let number = part_of(&self.parts, hash);
+            let part = &mut self.parts[number];
+            if part.is_too_small(unit(place))
+                || !part.put_at_home::<Plainly>(part.home(hash), part.tag(hash), unit(place), |other| {
+                    seen(other, place);
+                })
+            {
+                return place;
+            }
+            self.len += 1;
+        }
+        places.end
     }
 
     /// Lists the blocks of `blocks.unlisted` one after the other. `seen` is told of units where there may be a block with

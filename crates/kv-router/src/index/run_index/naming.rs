@@ -3,11 +3,13 @@
 //! A block has a name of its own, that of whoever stored it first. Nearly always all slots use it; what else a slot
 //! calls a block is an alias.
 
+use std::ops::Range;
+
 use super::{
     ApplyError, At, RunIndex,
     blocks::Blocks,
     columns::UNIT,
-    header::{ROOT, RunId},
+    header::{HEADER, ROOT, RunId},
     memory::Place,
     names::{AHEAD, hash},
 };
@@ -35,23 +37,36 @@ impl RunIndex {
 
     /// The block that a slot calls `name`.
     pub(super) fn named(&self, slot: Slot, name: u64) -> Option<At> {
+        let hash = hash(name);
+        if let Some(place) = self.recent.find(hash)
+            && self.columns.name_if_there(place) == Some(name)
+            && let Some(at) = self.held_at(slot, place)
+        {
+            return Some(at);
+        }
         let mut found = None;
-        self.names.find(hash(name), |unit| {
+        self.names.find(hash, |unit| {
             Blocks::named(&self.columns, unit, name, |place| {
-                let run = self.columns.run(place);
-                // One that is gone may lie before its run's new place; nobody holds it there.
-                let at = At { run, offset: place.wrapping_sub(self.shared.run(run).place) };
-                let is_it = self.holds(slot, at) && self.aliases.uses_own(at.key(), slot.index() as u32);
-                if is_it {
-                    found = Some(at);
-                }
-                is_it
+                found = self.held_at(slot, place);
+                found.is_some()
             })
         });
         if found.is_none() && !self.aliases.is_empty() {
             found = self.aliases.node(slot.index() as u32, name).map(At::of);
         }
         found
+    }
+
+    /// The block at a place, if there is one that the slot holds under its own name.
+    fn held_at(&self, slot: Slot, place: Place) -> Option<At> {
+        let run = self.columns.run(place);
+        if !self.shared.headers.is_there(run * HEADER as u32) {
+            return None;
+        }
+        // One that is gone may lie before its run's new place; nobody holds it there.
+        let at = At { run, offset: place.wrapping_sub(self.shared.run(run).place) };
+        let is_it = self.holds(slot, at) && self.aliases.uses_own(at.key(), slot.index() as u32);
+        is_it.then_some(at)
     }
 
     /// Whether a name that is a block's own can stand for no other block of any slot.
@@ -61,14 +76,24 @@ impl RunIndex {
 
     /// Lists blocks of a run under the names in their column, and takes down those whose names others have already.
     pub(super) fn list_names(&mut self, place: Place, len: u32) {
-        let Self { names, columns, shared, namesakes, suspects, .. } = self;
+        let Self { names, columns, namesakes, suspects, .. } = self;
         debug_assert!(namesakes.is_empty() && suspects.is_empty(), "they are looked at after each stretch");
-        let mut blocks = Blocks::new(columns, shared, place..place + len);
+        let new = place..place + len;
+        let listed = names.insert_few(new.clone(), columns, |unit, at| suspects.push((unit, at)));
+        if listed < new.end || !suspects.is_empty() {
+            self.list_rest(new, listed);
+        }
+    }
+
+    /// Lists the `new` blocks from `listed` on, and looks whose names others have already.
+    #[inline(never)]
+    pub(super) fn list_rest(&mut self, new: Range<Place>, listed: Place) {
+        let Self { names, columns, shared, namesakes, suspects, .. } = self;
+        let mut blocks = Blocks::new(columns, shared, listed..new.end);
         names.insert_all(&mut blocks, |unit, at| {
             columns.prefetch_names(unit);
             suspects.push((unit, at));
         });
-        let new = place..place + len;
         for (unit, at) in suspects.drain(..) {
             let name = columns.name(at);
             let others = (unit * UNIT..).zip(columns.unit_names(unit));

@@ -9,7 +9,8 @@ use super::{
     ApplyError, At, RunIndex,
     blocks::Blocks,
     columns::{MAX_RUN, UNIT},
-    header::{EXTENT, Holding, ORIGIN, ROOT, RunId, pair},
+    header::{EXTENT, HEADER, Holding, ORIGIN, ROOT, RunId, pair},
+    holders::word_of,
     holes::Bits,
     limbo::Retired,
     names::{AHEAD, hash},
@@ -41,6 +42,11 @@ impl RunIndex {
         for block in blocks.iter().take(SOON) {
             self.names.prefetch(hash(block.block_hash.0));
         }
+        if let (Some(parent), [block]) = (parent, blocks)
+            && self.store_next(slot, parent.0, block)?
+        {
+            return Ok(());
+        }
         let (mut run, mut offset) = match parent {
             Some(parent) => {
                 let at = self.named(slot, parent.0).ok_or(ApplyError::ParentBlockNotFound)?;
@@ -70,6 +76,46 @@ impl RunIndex {
         Ok(())
     }
 
+    /// Stores a block behind the last one of a run that nothing follows yet and that the slot holds as a whole, where there
+    /// is room: what most events of an engine that decodes are. Says whether it was so; otherwise nothing has changed.
+    fn store_next(&mut self, slot: Slot, parent: u64, block: &StoredBlock) -> Result<bool, ApplyError> {
+        let Self { shared, columns, names, recent, suspects, .. } = self;
+        let Some(last) = recent.find(hash(parent)) else { return Ok(false) };
+        if columns.name_if_there(last) != Some(parent) {
+            return Ok(false);
+        }
+        let id = columns.run(last);
+        if !shared.headers.is_there(id * HEADER as u32) {
+            return Ok(false);
+        }
+        let run = shared.run(id);
+        let (start, len) = (last + 1, run.len);
+        let cold = &self.cold[id];
+        let is_open = cold.children == 0 && cold.epoch == 0 && u32::from(cold.units) * UNIT > len;
+        let is_plain = self.doubled_names == 0 && self.aliases.is_empty() && self.holes.is_empty();
+        if run.place + len != start || !is_open || !is_plain || self.slots[slot.index()].cut_off > 0 {
+            return Ok(false);
+        }
+        let Some(word) = word_of(shared, run.header, slot) else { return Ok(false) };
+        if Holding::of(word.load(Relaxed)).blocks != len {
+            return Ok(false);
+        }
+        shared.locals.slice(start, 1)[0].store(block.tokens_hash.0, Relaxed);
+        columns.set_name(start, block.block_hash.0);
+        run.header[EXTENT].store(pair(run.place, len + 1), Release);
+        self.nodes += 1;
+        recent.note(hash(block.block_hash.0), start);
+        let listed = names.insert_few(start..start + 1, columns, |unit, at| suspects.push((unit, at)));
+        if listed > start && suspects.is_empty() {
+            word.store(Holding { blocks: len + 1, is_cut_off: false }.word(slot), Release);
+            self.count(slot, 1, 0);
+        } else {
+            self.list_rest(start..start + 1, listed);
+            self.hold_new(slot, At { run: id, offset: len }, std::slice::from_ref(block))?;
+        }
+        Ok(true)
+    }
+
     /// How many of `blocks` lie in the run from `offset` on.
     fn known(&self, run: RunId, offset: u32, blocks: &[StoredBlock]) -> usize {
         let run = self.shared.run(run);
@@ -83,6 +129,9 @@ impl RunIndex {
             let names = self.columns.names(self.place(at), blocks.len());
             if names.iter().zip(blocks).all(|(name, block)| *name == block.block_hash.0) {
                 self.hold(slot, at.run, at.offset, blocks.len() as u32)?;
+                if let Some(last) = blocks.last() {
+                    self.recent.note(hash(last.block_hash.0), self.place(at) + blocks.len() as u32 - 1);
+                }
                 return Ok(blocks.len());
             }
         }
@@ -98,6 +147,9 @@ impl RunIndex {
 
     /// Lets a slot hold `count` blocks of a run.
     pub(super) fn hold(&mut self, slot: Slot, run: RunId, offset: u32, count: u32) -> Result<(), ApplyError> {
+        if self.hold_next(slot, run, offset, offset + count) {
+            return Ok(());
+        }
         self.room_for_holder(run, slot)?;
         let before = self.holding(run, slot);
         let end = offset + count;
@@ -130,6 +182,22 @@ impl RunIndex {
         }
         self.count(slot, added, 0);
         Ok(())
+    }
+
+    /// Lets a slot that holds the blocks of a run before `begin` hold those up to `end`, too, if that changes nothing
+    /// else, as when an engine decodes.
+    fn hold_next(&mut self, slot: Slot, run: RunId, begin: u32, end: u32) -> bool {
+        if !self.holes.is_empty() || self.slots[slot.index()].cut_off > 0 {
+            return false;
+        }
+        let Some(word) = self.word(run, slot) else { return false };
+        let before = Holding::of(word.load(Relaxed)).blocks;
+        if before == 0 || begin > before || end <= before {
+            return false;
+        }
+        word.store(Holding { blocks: end, is_cut_off: false }.word(slot), Release);
+        self.count(slot, end - before, 0);
+        true
     }
 
     /// A slot's run of blocks from the root is about to reach, or not to reach any more, the blocks of a run behind
@@ -261,24 +329,33 @@ impl RunIndex {
         self.shared.header(at.run)[EXTENT].store(pair(place, len + count as u32), Release);
         self.nodes += count;
         self.list_names(start, count as u32);
+        if let Some(last) = blocks.last() {
+            self.recent.note(hash(last.block_hash.0), start + count as u32 - 1);
+        }
         if len == 0 {
             self.list_child(at.run);
             self.adopt(at.run);
         }
+        self.hold_new(slot, at, blocks)?;
+        Ok(count)
+    }
+
+    /// Lets a slot hold blocks at the end of a run that are there for it.
+    fn hold_new(&mut self, slot: Slot, at: At, blocks: &[StoredBlock]) -> Result<(), ApplyError> {
+        let count = blocks.len() as u32;
         let result = if self.namesakes.is_empty() && self.aliases.is_empty() {
-            self.hold(slot, at.run, at.offset, count as u32)
+            self.hold(slot, at.run, at.offset, count)
         } else {
-            self.pinned = Some(At { run: at.run, offset: len + count as u32 - 1 });
+            self.pinned = Some(At { offset: at.offset + count - 1, ..at });
             let result = self.take_names(slot, at, blocks);
             self.namesakes.clear();
             self.pinned = None;
             result
         };
-        if let Err(full) = result {
+        if result.is_err() {
             self.trim(at.run);
-            return Err(full);
         }
-        Ok(count)
+        result
     }
 
     /// Lets a slot hold new blocks, the first of which is `at`, some of whose names may stand for others: it loses

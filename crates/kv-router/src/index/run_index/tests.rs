@@ -93,8 +93,16 @@ fn also_where_names_have_hashes_in_common() {
     );
 }
 
-const ENGINES: Shape =
-    Shape { slots: 6, steps: 1500, blocks: 40, branches: 3, odd_names: 0, own_names: false, interior: 5 };
+const ENGINES: Shape = Shape {
+    slots: 6,
+    steps: 1500,
+    blocks: 40,
+    branches: 3,
+    odd_names: 0,
+    own_names: false,
+    interior: 5,
+    decoded: 40,
+};
 
 #[test]
 fn long_histories_of_engines_equal_a_model() {
@@ -136,7 +144,8 @@ fn deep_histories_equal_a_model() {
         [(5, 0, false), (80, 0, false), (30, 10, false), (30, 20, true), (60, 0, true)]
     {
         for (slots, blocks, branches) in [(3, 40, 3), (6, 200, 2), (60, 12, 2), (9, 4, 200), (20, 700, 3)] {
-            let shape = Shape { slots, steps: 2000, blocks, branches, odd_names, own_names, interior };
+            let shape =
+                Shape { slots, steps: 2000, blocks, branches, odd_names, own_names, interior, decoded: 40 };
             long_histories::assert_equal(shape, 1000..1000 + seeds, RunIndex::new, check);
         }
     }
@@ -163,6 +172,47 @@ fn run(index: &RunIndex, query: impl IntoIterator<Item = u64>, slot: Slot) -> u3
     let mut out = MatchBuffer::default();
     index.find_matches(&query, &mut out);
     out.device_blocks(slot)
+}
+
+/// Applies a store of one block behind another.
+fn stored_behind(index: &mut RunIndex, slot: Slot, parent: u64, name: u64) -> Result<(), ApplyError> {
+    index.apply(slot, &stored(Some(parent), [name]))
+}
+
+#[test]
+fn a_block_behind_a_run_needs_its_parent_from_whoever_stores_it() {
+    let mut index = RunIndex::new();
+    index.apply(slot(0), &stored(None, 1..5)).unwrap();
+    index.apply(slot(1), &stored(None, 1..4)).unwrap();
+    assert_eq!(stored_behind(&mut index, slot(0), 4, 5), Ok(()));
+    for parent in [4, 5] {
+        assert_eq!(stored_behind(&mut index, slot(1), parent, 6), Err(ApplyError::ParentBlockNotFound));
+    }
+    assert_eq!((run(&index, 1..7, slot(0)), run(&index, 1..7, slot(1))), (5, 3));
+    check(&index);
+}
+
+#[test]
+fn what_was_stored_lately_is_not_found_where_it_was() {
+    let mut index = RunIndex::new();
+    index.apply(slot(0), &stored(None, [1])).unwrap();
+    index.apply(slot(0), &stored(None, 100..140)).unwrap();
+    // The run of 1 moves several times, and the blocks behind it go and come.
+    for name in 2..40 {
+        assert_eq!(stored_behind(&mut index, slot(0), name - 1, name), Ok(()));
+    }
+    for _ in 0..3 {
+        index.apply(slot(0), &removed((5..40).rev())).unwrap();
+        assert_eq!(stored_behind(&mut index, slot(0), 39, 40), Err(ApplyError::ParentBlockNotFound));
+        for name in 5..40 {
+            assert_eq!(stored_behind(&mut index, slot(0), name - 1, name), Ok(()));
+        }
+        check(&index);
+    }
+    assert_eq!(run(&index, 1..60, slot(0)), 39);
+    index.apply(slot(0), &removed((1..40).rev().chain(100..140))).unwrap();
+    assert_eq!(stored_behind(&mut index, slot(0), 39, 40), Err(ApplyError::ParentBlockNotFound));
+    assert_eq!((index.counts().nodes, index.recent.bytes()), (0, 0));
 }
 
 #[test]
