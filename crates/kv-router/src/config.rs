@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{BusyThresholds, CacheSource, PrefillLoadModel, QueueConfig};
+use crate::{BusyThresholds, CacheSource, PrefillLoadModel, QueueConfig, shared_cache::check_multiplier};
 
 /// The settings of KV routing, named as their flags are (without `--router-`).
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +18,9 @@ pub struct KvRouterConfig {
     pub host_cache_hit_weight: f64,
     /// What a block that is on disk or further takes off, in blocks.
     pub disk_cache_hit_weight: f64,
+    /// What a block beyond those in device memory takes off that is in storage which all workers share, in blocks, 0 to 1:
+    /// see [`crate::SharedCacheType`]. It needs KV events.
+    pub shared_cache_multiplier: f64,
     /// What a new block costs where it takes the place of another one, in blocks to prefill, at least 0: on the rank whose
     /// cache is the fullest, and less the emptier it is.
     pub room_weight: f64,
@@ -58,6 +61,7 @@ impl KvRouterConfig {
         overlap_score_credit_decay: 0.0,
         host_cache_hit_weight: 0.75,
         disk_cache_hit_weight: 0.25,
+        shared_cache_multiplier: 0.0,
         room_weight: 0.0,
         decode_active_request_weight: 0.0,
         temperature: 0.0,
@@ -112,7 +116,11 @@ impl KvRouterConfig {
             at_least(name, value, 0.0)?;
         }
         at_least("max_imbalance", self.max_imbalance.unwrap_or(1.0), 1.0)?;
+        check_multiplier(self.shared_cache_multiplier)?;
         self.caches.validate()?;
+        if self.shared_cache_multiplier > 0.0 && !self.caches.uses_events() {
+            return Err(ConfigError::SharedCacheWithoutEvents);
+        }
         self.busy.validate()?;
         if self.track_output_blocks && !self.track_active_blocks {
             return Err(ConfigError::OutputBlocksWithoutActiveBlocks);
@@ -212,6 +220,16 @@ pub enum ConfigError {
         "router-predicted-ttl-secs needs KV events: leave out --no-router-kv-events, or give --router-ttl-secs instead"
     )]
     PredictedWithoutEvents,
+    /// A weight of blocks in storage that there is not.
+    #[error(
+        "shared-cache-multiplier is for storage that workers share: give --shared-cache-type hicache, or leave it out"
+    )]
+    MultiplierWithoutSharedCache,
+    /// Workers tell by KV events what is in storage that they share.
+    #[error(
+        "shared-cache-type needs KV events: leave out --no-router-kv-events, or give --shared-cache-type none"
+    )]
+    SharedCacheWithoutEvents,
     /// Requests would not count at all.
     #[error("active_request_expiry must be longer than 0 s")]
     NoExpiry,
@@ -239,6 +257,11 @@ mod tests {
         };
         let error = uncounted.validate().unwrap_err().to_string();
         assert_eq!(error, "prefill_load_model measured needs track_prefill_tokens");
+        let foreign = KvRouterConfig { shared_cache_multiplier: 1.5, ..reference.clone() };
+        assert!(matches!(foreign.validate(), Err(ConfigError::NoShare { .. })));
+        let caches = CacheSource::Sent(crate::ApproximateConfig::REFERENCE);
+        let unheard = KvRouterConfig { shared_cache_multiplier: 0.5, caches, ..reference.clone() };
+        assert_eq!(unheard.validate(), Err(ConfigError::SharedCacheWithoutEvents));
         let busy = BusyThresholds { active_decode_blocks: Some(1.5), ..BusyThresholds::NONE };
         let busy = KvRouterConfig { busy, ..reference };
         assert!(matches!(busy.validate(), Err(ConfigError::NoShare { .. })));

@@ -130,6 +130,8 @@ pub struct MatchBuffer {
     pub(crate) held_blocks: Vec<u32>,
     /// Slots with blocks on lower tiers, by slot index.
     pub(crate) lower: Vec<TierMatch>,
+    /// Leading blocks in external storage that workers share.
+    shared: u32,
     /// Scratch: the answer of the lower tiers' own index.
     lower_found: Option<Box<MatchBuffer>>,
     /// Scratch: slot indices that hold all blocks so far.
@@ -153,6 +155,7 @@ impl MatchBuffer {
         self.stamps.clear();
         self.chain.clear();
         self.lower.clear();
+        self.shared = 0;
         self.astray.clear();
     }
 
@@ -211,13 +214,15 @@ impl MatchBuffer {
             }
         }
         places.clear();
+        self.shared = self.shared.max(other.shared);
         self.raise_lower();
     }
 
-    /// Takes slots out of the answer.
+    /// Takes slots out of the answer. Which blocks in shared storage they alone told of nobody knows, so none count.
     pub(crate) fn hide(&mut self, slots: &[Slot]) {
         self.matches.retain(|found| !slots.contains(&found.slot));
         self.lower.retain(|found| !slots.contains(&found.slot));
+        self.shared = if slots.is_empty() { self.shared } else { 0 };
         for slot in slots {
             if let Some(held) = self.held_blocks.get_mut(slot.index()) {
                 *held = 0;

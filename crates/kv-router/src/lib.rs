@@ -32,6 +32,7 @@ mod replica;
 mod router_events;
 mod scheduler;
 mod select;
+mod shared_cache;
 mod slot;
 
 pub use active::{
@@ -78,4 +79,5 @@ pub use select::{
     Balance, Candidate, Overlap, SelectConfig, SelectError, SelectRequest, SelectScratch, Selection,
     WorkerProfile, select,
 };
+pub use shared_cache::{ParseSharedCacheTypeError, SharedCacheType};
 pub use slot::{AddWorkerError, MAX_RANKS_PER_WORKER, Slot, WorkerId, WorkerRank};

@@ -3,7 +3,8 @@
 //! The device's blocks are in an index of any kind. A slot that has blocks on lower tiers has, in a radix tree beside
 //! it, two stand-ins: one holds what the slot has on the device or the host, the other what it has anywhere. A name on
 //! a lower tier goes there under an alias, for the same block may be on several tiers: a place is held while any of its
-//! names stands for it. Slots without lower tiers cost nothing there.
+//! names stands for it. Slots without lower tiers cost nothing there. One more stand-in is for all slots: it holds what
+//! any of them has in external storage, which all can load.
 
 use std::sync::{
     Arc, OnceLock,
@@ -14,77 +15,23 @@ use dynamo_engine_api::{ExternalBlockHash, KvCacheEventData, StorageTier, Stored
 use dynamo_tokens::LocalBlockHash;
 use rustc_hash::FxHashMap;
 
+pub use self::answer::TierMatch;
+use self::answer::order;
 use super::{
     ApplyError, ConcurrentRadixTree, IndexCounts, IndexParts, Match, MatchBuffer, PrefixIndex, SharedIndex,
     holders::mix,
 };
 use crate::Slot;
 
+mod answer;
 mod dump;
+mod shared_storage;
 
-/// Slots from this index on have no lower tiers: each takes two of the numbers that there are.
-const MAX_TIERED_SLOTS: usize = Slot::MAX_SLOTS / 2;
+/// Slots from this index on have no lower tiers: each takes two of the numbers that there are, and the storage that all
+/// share takes one.
+const MAX_TIERED_SLOTS: usize = (Slot::MAX_SLOTS - 1) / 2;
 
 const LOWER_TIERS: [StorageTier; 3] = [StorageTier::HostPinned, StorageTier::Disk, StorageTier::External];
-
-/// What a slot has of a query when lower tiers count too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct TierMatch {
-    /// Who.
-    pub slot: Slot,
-    /// Leading blocks in device memory.
-    pub device_blocks: u32,
-    /// Leading blocks in device or host memory; at least `device_blocks`.
-    pub host_blocks: u32,
-    /// Leading blocks on any tier; at least `host_blocks`.
-    pub any_blocks: u32,
-}
-
-impl MatchBuffer {
-    /// Slots with blocks on lower tiers that belong to the query, by slot index. Some of them may have no block of it on
-    /// the device; of slots that are not here all tiers have what the device has.
-    pub fn lower_tiers(&self) -> &[TierMatch] {
-        &self.lower
-    }
-
-    /// What one of the [`matches`](Self::matches) has, on the device and below.
-    pub fn tiers_of(&self, found: &Match) -> TierMatch {
-        let Match { slot, device_blocks } = *found;
-        let on_device =
-            TierMatch { slot, device_blocks, host_blocks: device_blocks, any_blocks: device_blocks };
-        place(&self.lower, slot).map_or(on_device, |at| self.lower[at])
-    }
-
-    /// What a slot has of the query, on the device and below. It looks through all matches: for each of them there is
-    /// [`Self::tiers_of`].
-    pub fn tiers(&self, slot: Slot) -> TierMatch {
-        self.tiers_of(&Match { slot, device_blocks: self.device_blocks(slot) })
-    }
-
-    /// Lets lower tiers have at least what the device has.
-    pub(crate) fn raise_lower(&mut self) {
-        if self.lower.is_empty() {
-            return;
-        }
-        for found in &self.matches {
-            if let Some(at) = place(&self.lower, found.slot) {
-                let tiers = &mut self.lower[at];
-                tiers.device_blocks = tiers.device_blocks.max(found.device_blocks);
-                tiers.host_blocks = tiers.host_blocks.max(tiers.device_blocks);
-                tiers.any_blocks = tiers.any_blocks.max(tiers.host_blocks);
-            }
-        }
-    }
-}
-
-fn place(lower: &[TierMatch], slot: Slot) -> Option<usize> {
-    lower.binary_search_by_key(&order(slot), |found| order(found.slot)).ok()
-}
-
-/// The order of slots in an answer; of two owners of an index, that of their generations.
-fn order(slot: Slot) -> (usize, Slot) {
-    (slot.index(), slot)
-}
 
 /// What slots have on lower tiers and, for the same slots, on the device.
 #[derive(Default)]
@@ -116,12 +63,17 @@ struct LowerNames {
 
 /// The stand-in for what a slot has on the device or the host.
 fn host_slot(slot: Slot) -> Slot {
-    slot.with_index(slot.index() * 2)
+    slot.with_index(slot.index() * 2 + 1)
 }
 
 /// The stand-in for what a slot has anywhere.
 fn any_slot(slot: Slot) -> Slot {
-    slot.with_index(slot.index() * 2 + 1)
+    slot.with_index(slot.index() * 2 + 2)
+}
+
+/// Whose stand-in it is.
+fn stood_for(stand_in: Slot) -> Slot {
+    stand_in.with_index((stand_in.index() - 1) / 2)
 }
 
 fn alias(tier: StorageTier, name: u64) -> u64 {
@@ -151,17 +103,19 @@ impl TieredIndex {
         self.device.find_matches(local, out);
         self.device.note_held_blocks(out);
         out.lower.clear();
+        out.shared = 0;
         let Some(tree) = self.lower.tree.get() else { return };
         if self.lower.slots.load(Ordering::Acquire) == 0 {
             return;
         }
         let mut found = out.lower_found.take().unwrap_or_default();
         SharedIndex::find_matches(tree, local, &mut found);
+        out.shared = shared_storage::take(&mut found.matches);
         // The stand-ins of a slot become neighbours, the host's first.
-        let stood_for = |stand_in: &Match| stand_in.slot.with_index(stand_in.slot.index() / 2);
-        found.matches.sort_unstable_by_key(|stand_in| (order(stood_for(stand_in)), stand_in.slot.index()));
+        let place = |stand_in: &Match| (order(stood_for(stand_in.slot)), stand_in.slot.index());
+        found.matches.sort_unstable_by_key(place);
         for stand_in in &found.matches {
-            let slot = stood_for(stand_in);
+            let slot = stood_for(stand_in.slot);
             let blocks = stand_in.device_blocks;
             if stand_in.slot == host_slot(slot) {
                 out.lower.push(TierMatch { slot, device_blocks: 0, host_blocks: blocks, any_blocks: blocks });
@@ -186,7 +140,8 @@ impl TieredIndex {
         self.device.counts()
     }
 
-    /// How large the index beside it is, in which slots with lower tiers have two stand-ins.
+    /// How large the index beside it is, in which slots with lower tiers have two stand-ins, and external storage one
+    /// for all.
     pub fn lower_counts(&self) -> IndexCounts {
         self.lower.tree.get().map(PrefixIndex::counts).unwrap_or_default()
     }
@@ -251,7 +206,7 @@ impl TieredWriter {
             && self.slots.contains_key(&slot.index())
             && let Some(tree) = self.lower.tree.get()
         {
-            stand_in(tree, slot, true, event)?;
+            stand_in(tree, slot, StorageTier::Device, event)?;
         }
         result
     }
@@ -299,7 +254,7 @@ impl TieredWriter {
         if !self.slots.contains_key(&slot.index()) {
             // The device's blocks come first: they are in the stand-ins too.
             for event in self.device.dump(slot) {
-                stand_in(tree, slot, true, &event)?;
+                stand_in(tree, slot, StorageTier::Device, &event)?;
             }
             self.slots.insert(slot.index(), LowerNames { slot, by_alias: FxHashMap::default() });
             self.lower.slots.fetch_add(1, Ordering::Release);
@@ -313,7 +268,7 @@ impl TieredWriter {
             })
             .collect();
         let result = match parent {
-            None => store(tree, slot, is_on_host(tier), None, &aliased),
+            None => store(tree, slot, tier, None, &aliased),
             Some(parent) => {
                 let same_tier = names.by_alias.contains_key(&alias(tier, parent.0)).then_some(tier);
                 let others = LOWER_TIERS.iter().copied();
@@ -321,7 +276,7 @@ impl TieredWriter {
                 let tiers = same_tier.into_iter().chain([StorageTier::Device]).chain(others);
                 let mut result = Err(ApplyError::ParentBlockNotFound);
                 for of in tiers {
-                    result = store(tree, slot, is_on_host(tier), Some(alias(of, parent.0)), &aliased);
+                    result = store(tree, slot, tier, Some(alias(of, parent.0)), &aliased);
                     if result != Err(ApplyError::ParentBlockNotFound) {
                         break;
                     }
@@ -329,7 +284,8 @@ impl TieredWriter {
                 result
             }
         };
-        if result.is_ok() {
+        // Of an event that found no room some blocks may be there, and are to be removed some day.
+        if matches!(result, Ok(()) | Err(ApplyError::Full)) {
             let known = blocks.iter().map(|block| block.block_hash.0);
             names.by_alias.extend(known.map(|name| (alias(tier, name), (tier, name))));
         } else if names.by_alias.is_empty() {
@@ -355,7 +311,7 @@ impl TieredWriter {
             }
         }
         let result = if block_hashes.len() == hashes.len() { Ok(()) } else { missing };
-        stand_in(tree, slot, is_on_host(tier), &KvCacheEventData::Removed { block_hashes })?;
+        stand_in(tree, slot, tier, &KvCacheEventData::Removed { block_hashes })?;
         if names.by_alias.is_empty() {
             self.drop_stand_ins(slot.index());
         } else if names.by_alias.len() * 8 < names.by_alias.capacity() {
@@ -366,12 +322,14 @@ impl TieredWriter {
 
     /// A slot has nothing on lower tiers.
     fn drop_stand_ins(&mut self, index: usize) {
-        let Some(LowerNames { slot, .. }) = self.slots.remove(&index) else { return };
+        let Some(LowerNames { slot, by_alias }) = self.slots.remove(&index) else { return };
         // First, so that nobody asks for what is half gone.
         self.lower.slots.fetch_sub(1, Ordering::Release);
         if let Some(tree) = self.lower.tree.get() {
             tree.clear(host_slot(slot));
             tree.clear(any_slot(slot));
+            let external = by_alias.iter().filter(|(_, (tier, _))| *tier == StorageTier::External);
+            shared_storage::remove(tree, slot, external.map(|(&alias, _)| alias));
         }
     }
 }
@@ -384,18 +342,25 @@ impl Drop for TieredWriter {
     }
 }
 
-/// Applies an event to a slot's stand-ins: to that for anywhere, and to that for the host if it concerns it.
+/// Applies an event to a slot's stand-ins: to that for anywhere, and to that for the host and to that for external storage
+/// if it concerns them.
 fn stand_in(
     tree: &ConcurrentRadixTree,
     slot: Slot,
-    is_on_host: bool,
+    tier: StorageTier,
     event: &KvCacheEventData,
 ) -> Result<(), ApplyError> {
-    if let KvCacheEventData::Stored { parent_hash, blocks } = event {
-        return store(tree, slot, is_on_host, parent_hash.map(|parent| parent.0), blocks);
+    match event {
+        KvCacheEventData::Stored { parent_hash, blocks } => {
+            return store(tree, slot, tier, parent_hash.map(|parent| parent.0), blocks);
+        }
+        KvCacheEventData::Removed { block_hashes } if tier == StorageTier::External => {
+            shared_storage::remove(tree, slot, block_hashes.iter().map(|hash| hash.0));
+        }
+        _ => {}
     }
     // What was not there before is nothing to take away.
-    for slot in is_on_host.then_some(host_slot(slot)).into_iter().chain([any_slot(slot)]) {
+    for slot in is_on_host(tier).then_some(host_slot(slot)).into_iter().chain([any_slot(slot)]) {
         match tree.apply(slot, event) {
             Ok(()) | Err(ApplyError::BlockNotFound) => {}
             error => return error,
@@ -409,13 +374,15 @@ fn stand_in(
 fn store(
     tree: &ConcurrentRadixTree,
     slot: Slot,
-    is_on_host: bool,
+    tier: StorageTier,
     parent: Option<u64>,
     blocks: &[StoredBlock],
 ) -> Result<(), ApplyError> {
     let any = any_slot(slot);
-    if is_on_host {
+    if is_on_host(tier) {
         tree.store_below(host_slot(slot), any, parent, blocks)?;
+    } else if tier == StorageTier::External {
+        shared_storage::store(tree, slot, parent, blocks)?;
     }
     tree.store_below(any, any, parent, blocks)
 }

@@ -33,14 +33,19 @@ impl Overlap {
 ///
 /// ```text
 /// credit  = overlap_score_credit / (1 + decay · (prefill − least prefill of all) / block size / max(1, blocks))
-/// overlap = credit · device + host weight · host + disk weight · disk
+/// overlap = credit · device + host weight · host + disk weight · disk + shared
+/// shared  = multiplier · beyond + max(0, multiplier − host weight) · host too + max(0, multiplier − disk weight) · disk too
 /// prefill = max(0, (active prefill tokens + isl) / block size − overlap)
 /// room    = room_weight · (isl / block size − device) · how full its cache is beside the fullest
 /// cost    = prefill_load_scale · (prefill + room) + decode + decode_active_request_weight · requests
 /// cost   *= exp(−tanh(Σ weights of preferred taints that it has))
 /// ```
 ///
-/// where `blocks` are those of the prompt and `decode` is the blocks active there with the request's own. With the
+/// where `device`, `host` and `disk` are an [`Overlap`]; the prompt's leading blocks in storage that all workers share are, as
+/// far as they go beyond `device`, also on its host (`host too`), also on its disk (`disk too`) or in none of its own
+/// places (`beyond`). So beyond the device a block counts once, at the best of its weights. (The reference's term is
+/// multiplier · (all three), so that a block on the host counts twice.) What is on the device counts for its credit alone.
+/// Further, `blocks` are those of the prompt and `decode` is the blocks active there with the request's own. With the
 /// reference's defaults this is `(active prefill tokens + new tokens) / block size + decode`. Where blocks are not
 /// tracked, `decode` is the whole blocks of `prefill`. Where prefill tokens are not tracked, the cost is `max(0, decode − overlap)` and the
 /// requests' part: a worker that only decodes is chosen for the blocks that need not be brought to it.
@@ -54,6 +59,7 @@ pub struct SelectConfig {
     pub overlap_score_credit_decay: f64,
     pub host_cache_hit_weight: f64,
     pub disk_cache_hit_weight: f64,
+    pub shared_cache_multiplier: f64,
     pub room_weight: f64,
     pub decode_active_request_weight: f64,
     pub temperature: f64,
@@ -72,6 +78,7 @@ impl SelectConfig {
             overlap_score_credit_decay: config.overlap_score_credit_decay,
             host_cache_hit_weight: config.host_cache_hit_weight,
             disk_cache_hit_weight: config.disk_cache_hit_weight,
+            shared_cache_multiplier: config.shared_cache_multiplier,
             room_weight: config.room_weight,
             decode_active_request_weight: config.decode_active_request_weight,
             temperature: config.temperature,
@@ -94,10 +101,23 @@ impl SelectConfig {
         if config.overlap_score_credit == 0.0 {
             // Caches do not matter to this request, for better or worse.
             config.room_weight = 0.0;
+            config.shared_cache_multiplier = 0.0;
         }
         config.temperature = overrides.temperature.unwrap_or(config.temperature);
         config.track_prefill_tokens = overrides.track_prefill_tokens.unwrap_or(config.track_prefill_tokens);
         config
+    }
+
+    /// What leading blocks in shared storage save a candidate, in blocks, beside what it has itself.
+    fn saved_by_sharing(&self, shared_blocks: u32, own: Overlap) -> f64 {
+        let beyond_device = shared_blocks.saturating_sub(own.device);
+        let host_too = beyond_device.min(own.host);
+        let disk_too = (beyond_device - host_too).min(own.disk);
+        let beyond = beyond_device - host_too - disk_too;
+        let multiplier = self.shared_cache_multiplier;
+        multiplier * f64::from(beyond)
+            + (multiplier - self.host_cache_hit_weight).max(0.0) * f64::from(host_too)
+            + (multiplier - self.disk_cache_hit_weight).max(0.0) * f64::from(disk_too)
     }
 }
 
@@ -112,6 +132,7 @@ pub(super) fn score(
     let block_size = config.block_size.get() as f64;
     let blocks = config.block_size.blocks_for(request.isl_tokens).max(1) as f64;
     let least_prefill = scored.iter().map(|scored| scored.load.prefill_tokens).min().unwrap_or(0);
+    let shared_blocks = if config.shared_cache_multiplier > 0.0 { matches.shared_blocks() } else { 0 };
     let fills = (config.room_weight > 0.0).then(|| Fills::new(scored, candidates, matches));
     for entry in scored {
         let Scored { overlap, load, .. } = *entry;
@@ -120,7 +141,8 @@ pub(super) fn score(
             config.overlap_score_credit / (1.0 + config.overlap_score_credit_decay * behind / blocks);
         let saved = credit * f64::from(overlap.device)
             + config.host_cache_hit_weight * f64::from(overlap.host)
-            + config.disk_cache_hit_weight * f64::from(overlap.disk);
+            + config.disk_cache_hit_weight * f64::from(overlap.disk)
+            + config.saved_by_sharing(shared_blocks, overlap);
         let requests = config.decode_active_request_weight * f64::from(load.requests);
         entry.cost = requests
             + if config.track_prefill_tokens {

@@ -4,7 +4,7 @@ use dynamo_tokens::{BlockSize, SequenceHash};
 use rand::{SeedableRng, rngs::SmallRng};
 
 use super::*;
-use crate::{ActiveSequences, Match, NewRequest, PrefillLoadModel};
+use crate::{ActiveSequences, Match, NewRequest, PrefillLoadModel, TierMatch};
 
 const CONFIG: SelectConfig = SelectConfig {
     block_size: BlockSize::new(16).unwrap(),
@@ -13,6 +13,7 @@ const CONFIG: SelectConfig = SelectConfig {
     overlap_score_credit_decay: 0.0,
     host_cache_hit_weight: 0.75,
     disk_cache_hit_weight: 0.25,
+    shared_cache_multiplier: 0.0,
     room_weight: 0.0,
     decode_active_request_weight: 0.0,
     temperature: 0.0,
@@ -150,6 +151,59 @@ fn every_further_term_counts_as_it_says() {
     let found = std::iter::repeat_with(|| bench.select(&request(160), &fading).unwrap());
     let tenth = found.take(200).find(|found| found.worker.worker_id == 10).unwrap();
     assert!((tenth.cost - (14.0 - 4.0 / 3.0 + 14.0)).abs() < 1e-9, "{}", tenth.cost);
+}
+
+#[test]
+fn a_block_in_shared_storage_counts_once_at_the_best_of_its_weights() {
+    let mut bench = Bench::new();
+    // 10 has two blocks on its device, two more on the host, two on disk; 11 has three on the device.
+    let tiers = TierMatch { slot: Slot::new(0, 0), device_blocks: 2, host_blocks: 4, any_blocks: 6 };
+    bench.matches.push(hit(0, 2));
+    bench.matches.push(hit(1, 3));
+    bench.matches.lower.push(tiers);
+    let saved = |bench: &mut Bench, shared: u32, multiplier: f64| {
+        bench.matches.set_shared_blocks(shared);
+        let config = SelectConfig { shared_cache_multiplier: multiplier, ..CONFIG };
+        [10, 11, 12].map(|worker| {
+            let pinned = SelectRequest { pinned_worker: Some(worker), ..request(160) };
+            20.0 - bench.select(&pinned, &config).unwrap().cost
+        })
+    };
+    let own = 2.0 + 2.0 * 0.75 + 2.0 * 0.25;
+    assert_eq!(saved(&mut bench, 8, 0.0), [own, 3.0, 0.0]);
+    // On disk a block counts a quarter, and half with the other half shared; on the host it is worth more than that.
+    assert_eq!(saved(&mut bench, 8, 0.5), [own + 2.0 * 0.25 + 2.0 * 0.5, 3.0 + 2.5, 4.0]);
+    assert_eq!(saved(&mut bench, 8, 1.0), [8.0, 8.0, 8.0]);
+    assert_eq!(saved(&mut bench, 5, 1.0), [5.0 + 0.25, 5.0, 5.0]);
+    assert_eq!(saved(&mut bench, 3, 1.0), [own + 0.25, 3.0, 3.0]);
+    assert_eq!(saved(&mut bench, 2, 1.0), [own, 3.0, 2.0]);
+    let decode_only = SelectConfig { shared_cache_multiplier: 0.5, track_prefill_tokens: false, ..CONFIG };
+    bench.matches.set_shared_blocks(8);
+    let pinned = SelectRequest { pinned_worker: Some(12), ..request(160) };
+    assert_eq!(bench.select(&pinned, &decode_only).unwrap().cost, 10.0 - 4.0);
+    let blind = RouterOverrides { overlap_score_credit: Some(0.0), ..RouterOverrides::default() };
+    let sharing = SelectConfig { shared_cache_multiplier: 0.5, ..CONFIG };
+    let blind = SelectRequest { overrides: blind, ..pinned };
+    assert_eq!(bench.select(&blind, &sharing).unwrap().cost, 20.0, "a request that ignores caches");
+}
+
+#[test]
+fn with_a_shared_cache_an_idle_worker_wins_over_a_busy_one_that_has_the_prompt() {
+    let mut bench = Bench::new();
+    bench.run(0, 96, 0);
+    bench.run(2, 16, 0);
+    bench.matches.push(hit(0, 10));
+    let sharing = SelectConfig { shared_cache_multiplier: 0.5, ..CONFIG };
+    let chosen = |bench: &mut Bench, shared: u32, config: &SelectConfig| {
+        bench.matches.set_shared_blocks(shared);
+        let chosen = bench.select(&request(160), config).unwrap();
+        (chosen.worker.worker_id, chosen.overlap_blocks, chosen.cost)
+    };
+    // Six blocks are before it on 10, and all ten are to be computed on 11: half of that where they are loaded.
+    assert_eq!(chosen(&mut bench, 0, &sharing), (10, 10, 16.0));
+    assert_eq!(chosen(&mut bench, 6, &sharing), (10, 10, 16.0));
+    assert_eq!(chosen(&mut bench, 10, &sharing), (11, 0, 15.0));
+    assert_eq!(chosen(&mut bench, 10, &CONFIG), (10, 10, 16.0), "without a multiplier it does not count");
 }
 
 #[test]

@@ -63,6 +63,14 @@ impl Model {
         };
         (1..=query.len()).take_while(|&len| holds(&query[..len])).count() as u32
     }
+
+    /// The leading run in external storage, whoever put it there.
+    fn shared_run(&self, query: &[u64]) -> u32 {
+        let is_there = |path: &[u64]| {
+            self.0.iter().any(|(&(_, tier, _), held)| tier == StorageTier::External && held == path)
+        };
+        (1..=query.len()).take_while(|&len| is_there(&query[..len])).count() as u32
+    }
 }
 
 type Event = (usize, StorageTier, KvCacheEventData);
@@ -120,6 +128,7 @@ fn assert_answers(
 ) -> Result<(), TestCaseError> {
     let local: Vec<_> = query.iter().map(|&local| LocalBlockHash(local)).collect();
     index.find_matches(&local, out);
+    prop_assert_eq!(out.shared_blocks(), model.shared_run(query));
     for (number, slot) in slots.into_iter().enumerate() {
         let expected = [1, 2, 4].map(|tiers| model.run(number, &TIERS[..tiers], query));
         let tiers = out.tiers(slot);
