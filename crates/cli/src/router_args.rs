@@ -2,6 +2,7 @@
 
 mod caches;
 mod queue;
+mod shared_cache;
 
 use std::{num::NonZeroUsize, time::Duration};
 
@@ -12,6 +13,7 @@ use dynamo_kv_router::{
 use dynamo_llm::{RouterConfig, RouterMode};
 use dynamo_runtime::config::{ConfigError, Key, Layers};
 use queue::QueueArgs;
+use shared_cache::SharedCacheArgs;
 
 const NUMBER: &str = "a number of 0 or more";
 const SWITCH: &str = "true or false";
@@ -147,6 +149,8 @@ pub(crate) struct RouterArgs {
     router_event_threads: Option<NonZeroUsize>,
     #[command(flatten)]
     caches: CacheArgs,
+    #[command(flatten)]
+    shared_cache: SharedCacheArgs,
     /// Serve a model when so many of its workers have been there at once [env: DYN_ROUTER_MIN_INITIAL_WORKERS] [default: 0]
     #[arg(long, value_name = "N")]
     router_min_initial_workers: Option<usize>,
@@ -239,6 +243,7 @@ impl RouterArgs {
             max_imbalance: Some(layers.value(&MAX_IMBALANCE, self.router_max_imbalance, 2.0)?)
                 .filter(|&factor| factor != 0.0),
             caches: self.caches.resolve(layers)?,
+            shared_cache_multiplier: self.shared_cache.resolve(layers)?,
             busy: self.busy(layers)?,
             queue: self.queue.resolve(layers)?,
             active_request_expiry: request_expiry(layers, base.active_request_expiry),

@@ -95,6 +95,27 @@ fn caches_are_known_by_events_by_what_was_sent_or_by_both() {
 }
 
 #[test]
+fn a_shared_cache_counts_half_unless_something_else_is_said() {
+    let multiplier = |args: &[&str], env: &[(&'static str, &'static str)]| {
+        resolve(args, env).map(|config| config.kv.shared_cache_multiplier)
+    };
+    let env = [("DYN_SHARED_CACHE_TYPE", "hicache"), ("DYN_SHARED_CACHE_MULTIPLIER", "0.25")];
+    assert_eq!(multiplier(&[], &[]).unwrap(), 0.0);
+    assert_eq!(multiplier(&["--shared-cache-type=hicache"], &[]).unwrap(), 0.5);
+    assert_eq!(multiplier(&[], &env[..1]).unwrap(), 0.5);
+    assert_eq!(multiplier(&[], &env).unwrap(), 0.25);
+    assert_eq!(multiplier(&["--shared-cache-multiplier=1"], &env).unwrap(), 1.0);
+    let error = |args: &[&str], env: &[(&'static str, &'static str)]| {
+        format!("{:#}", multiplier(args, env).unwrap_err())
+    };
+    for alone in [error(&[], &env[1..]), error(&["--shared-cache-type=none"], &env)] {
+        assert!(alone.contains("give --shared-cache-type hicache"), "{alone}");
+    }
+    let unknown = error(&[], &[("DYN_SHARED_CACHE_TYPE", "lmcache")]);
+    assert!(unknown.contains("none or hicache"), "{unknown}");
+}
+
+#[test]
 fn classes_are_read_from_a_file_and_what_is_wrong_with_it_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = |text: &str| {
@@ -143,6 +164,10 @@ fn what_cannot_be_used_is_named() {
         (&["--router-approximate-cache-policy=fifo"], "ttl or lru"),
         (&["--no-router-kv-events", "--router-predicted-ttl-secs=1"], "--router-ttl-secs"),
         (&["--no-router-kv-events", "--router-ttl-secs=0"], "router-ttl-secs"),
+        (&["--shared-cache-type=hicache", "--shared-cache-multiplier=2"], "between 0 and 1"),
+        (&["--shared-cache-multiplier=0.5"], "--shared-cache-type hicache"),
+        (&["--shared-cache-type=lmcache"], "none or hicache"),
+        (&["--shared-cache-type=hicache", "--no-router-kv-events"], "needs KV events"),
         (&["--router-predicted-ttl-secs=-1"], "--router-predicted-ttl-secs"),
     ] {
         let error = format!("{:#}", resolve(args, &[]).unwrap_err());

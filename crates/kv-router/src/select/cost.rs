@@ -139,10 +139,12 @@ pub(super) fn score(
         let behind = (load.prefill_tokens - least_prefill) as f64 / block_size;
         let credit =
             config.overlap_score_credit / (1.0 + config.overlap_score_credit_decay * behind / blocks);
-        let saved = credit * f64::from(overlap.device)
+        let mut saved = credit * f64::from(overlap.device)
             + config.host_cache_hit_weight * f64::from(overlap.host)
-            + config.disk_cache_hit_weight * f64::from(overlap.disk)
-            + config.saved_by_sharing(shared_blocks, overlap);
+            + config.disk_cache_hit_weight * f64::from(overlap.disk);
+        if shared_blocks > 0 {
+            saved += config.saved_by_sharing(shared_blocks, overlap);
+        }
         let requests = config.decode_active_request_weight * f64::from(load.requests);
         entry.cost = requests
             + if config.track_prefill_tokens {

@@ -133,6 +133,22 @@ fn stored(tier: StorageTier, blocks: std::ops::Range<usize>) -> EngineEvent {
 }
 
 #[tokio::test]
+async fn what_one_put_into_shared_storage_counts_for_all_where_a_router_is_told_of_it() {
+    let deployment = Deployment::new();
+    let (_seven, eight) = (deployment.worker(7).await, deployment.worker(8).await);
+    let apart = KvRouterConfig { room_weight: 0.0, ..KvRouterConfig::DEFAULT };
+    let sharing = KvRouterConfig { shared_cache_multiplier: 1.0, ..apart.clone() };
+    let (apart, sharing) = (deployment.router(apart).await, deployment.router(sharing).await);
+    for router in [&apart, &sharing] {
+        router.until_settled(2).await;
+    }
+    eight.publisher.report(0, [stored(StorageTier::External, 0..4)]);
+    apart.until("it is 8's", |_| apart.choice() == Some((8, 0))).await;
+    sharing.until("it was told", |_| !sharing.held(8).is_empty()).await;
+    assert_eq!(sharing.choice(), None, "both can load it, at the same price");
+}
+
+#[tokio::test]
 async fn blocks_on_the_host_count_for_a_router_that_saw_them_come_and_for_one_that_asks() {
     let deployment = Deployment::new();
     let (seven, eight) = (deployment.worker(7).await, deployment.worker(8).await);
