@@ -115,6 +115,11 @@ pub fn post(address: &str, path: &str, body: &Value) -> io::Result<Answer> {
     request(address, "POST", path, body.to_string().as_bytes())
 }
 
+/// `DELETE path`.
+pub fn delete(address: &str, path: &str) -> io::Result<Answer> {
+    request(address, "DELETE", path, b"")
+}
+
 /// Starts a streamed answer of `max_tokens` tokens; `more` adds fields to the body.
 pub fn stream_chat(address: &str, prompt: &str, max_tokens: u32, more: &Value) -> io::Result<ChatStream> {
     let mut body = json!({

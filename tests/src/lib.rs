@@ -9,7 +9,7 @@ mod plane_client;
 mod process;
 mod stack;
 
-pub use http::{Answer, ChatStream, Event, get, post, stream_chat};
+pub use http::{Answer, ChatStream, Event, delete, get, post, stream_chat};
 pub use metrics::Metrics;
 pub use plane_client::{HeldBlock, PlaneClient, held_blocks};
 pub use process::Process;

@@ -71,6 +71,9 @@ pub(crate) struct EngineArgs {
     /// Labels that requests may ask for in nvext.routing_constraints, separated by commas [env: DYN_WORKER_TAINTS]
     #[arg(long, value_name = "LABELS")]
     pub(crate) worker_taints: Option<String>,
+    /// LoRA adapters to serve, each as a model of its own name: separated by commas, or given several times [env: DYN_WORKER_LORAS]
+    #[arg(long, visible_alias = "lora", value_name = "NAMES")]
+    pub(crate) worker_loras: Vec<String>,
     /// Seconds before a worker takes requests, as an engine that loads weights [default: 0]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) startup_time: Option<f64>,
@@ -112,6 +115,8 @@ const DECODE_SPEEDUP: Key = Key::new("decode-speedup-ratio").expects("more than 
 const RANKS: Key = Key::new("data-parallel-size").expects("a number from 1 on");
 const TAINTS: Key =
     Key::new("worker-taints").env(&["DYN_WORKER_TAINTS"]).expects("labels, separated by commas");
+const LORAS: Key =
+    Key::new("worker-loras").env(&["DYN_WORKER_LORAS"]).expects("names of adapters, separated by commas");
 const STARTUP: Key = Key::new("startup-time").expects("seconds");
 const PREEMPTION: Key = Key::new("preemption-mode").expects("lifo or fifo");
 const SEED: Key = Key::new("seed").expects("a number");
@@ -191,8 +196,12 @@ impl EngineArgs {
         let wire_ports = event_ports.unwrap_or_default().into_iter().zip(replay_ports);
         let taints: Option<String> = layers.optional(&TAINTS, self.worker_taints.clone())?;
         let taints = taints.iter().flat_map(|text| text.split(',')).map(str::trim);
+        let loras = (!self.worker_loras.is_empty()).then(|| self.worker_loras.join(","));
+        let loras: Option<String> = layers.optional(&LORAS, loras)?;
+        let loras = loras.iter().flat_map(|text| text.split(',')).map(str::trim);
         Ok(WorkerConfig {
             taints: taints.filter(|taint| !taint.is_empty()).map(str::to_owned).collect(),
+            loras: loras.map(str::to_owned).collect(),
             model_path,
             model_name: layers.optional(&MODEL_NAME, self.model_name.clone())?,
             endpoint: EndpointId::parse(&endpoint),

@@ -58,6 +58,7 @@ pub fn run(args: ServeArgs) -> ExitCode {
         own.request_plane = RequestPlaneSource::Shared(distributed.request_plane().clone());
         own.system.port = None;
         let (number, endpoint) = (engine.num_workers, engine.endpoint.clone());
+        let loras = engine.loras.join(", ");
         let speedup = engine.engine.speedup_ratio;
         let workers = Workers::start(&runtime, engine, own)
             .await
@@ -65,9 +66,13 @@ pub fn run(args: ServeArgs) -> ExitCode {
         workers.register_routes(distributed.system());
         let (url, card, catalog) = (listening.url.clone(), workers.card().clone(), listening.catalog());
         let block = StartBlock::new("serve").line("address", format_args!("{url}/v1"));
-        let block = describe(block, &distributed, &chosen)
+        let mut block = describe(block, &distributed, &chosen)
             .line("routing", mode)
-            .line("model", format_args!("{} ({} tokens of context)", card.display_name, card.context_length))
+            .line("model", format_args!("{} ({} tokens of context)", card.display_name, card.context_length));
+        if !loras.is_empty() {
+            block = block.line("adapters", loras);
+        }
+        let block = block
             .line("engine", format_args!("{number} simulated workers, speed-up {speedup}"))
             .line("try", example(&url, &card.display_name));
         let announce = async {

@@ -37,6 +37,7 @@ pub fn run(args: WorkerArgs) -> ExitCode {
     let chosen = common.describe(&chosen);
     process::run(common.threads, limits, |runtime| async move {
         let (number, endpoint) = (engine.num_workers, engine.endpoint.clone());
+        let loras = engine.loras.join(", ");
         let speedup = engine.engine.speedup_ratio;
         let workers = Workers::start(&runtime, engine, common.runtime)
             .await
@@ -46,8 +47,12 @@ pub fn run(args: WorkerArgs) -> ExitCode {
             block = describe(block, distributed, &chosen);
         }
         let card = workers.card();
+        block = block
+            .line("model", format_args!("{} ({} tokens of context)", card.display_name, card.context_length));
+        if !loras.is_empty() {
+            block = block.line("adapters", loras);
+        }
         block
-            .line("model", format_args!("{} ({} tokens of context)", card.display_name, card.context_length))
             .line("endpoint", endpoint.as_url())
             .line("engine", format_args!("{number} simulated, speed-up {speedup}"))
             .line("ready", "frontends that share the discovery find it by themselves")

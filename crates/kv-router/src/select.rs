@@ -65,6 +65,13 @@ pub struct SelectRequest<'a> {
     pub overrides: RouterOverrides,
 }
 
+impl SelectRequest<'_> {
+    /// Whether a candidate may serve it, overload apart.
+    pub fn may_go_to(&self, candidate: &Candidate) -> bool {
+        may_serve(self, candidate)
+    }
+}
+
 /// The chosen worker, and why.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Selection {

@@ -1,6 +1,11 @@
 //! The model deployment card: what a worker says of the model that it serves.
 
+mod lora;
+
 use std::path::Path;
+
+pub(crate) use lora::adapter_of;
+pub use lora::{AdapterNameError, LoraCard, MAX_ADAPTER_NAME};
 
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +44,9 @@ pub struct ModelCard {
     pub model_type: String,
     /// What the worker takes: `Tokens`.
     pub model_input: String,
+    /// The adapter that the card is for; absent: the base model itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraCard>,
     /// How the worker runs it.
     #[serde(default)]
     pub runtime_config: RuntimeConfigCard,
@@ -145,6 +153,7 @@ impl ModelCard {
             migration_limit: options.migration_limit,
             model_type: "Chat | Completions".to_owned(),
             model_input: "Tokens".to_owned(),
+            lora: None,
             runtime_config: options.runtime_config,
         })
     }

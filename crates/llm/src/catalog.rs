@@ -12,7 +12,7 @@ use dynamo_runtime::{Change, DistributedRuntime, EndpointId, Query, Record, Reco
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
-    ChatModel, FileCache, InstanceInfo, ModelCatalog, ModelInfo, RouterConfig,
+    ChatModel, FileCache, InstanceInfo, ModelCatalog, ModelInfo, RouterConfig, adapter_models::AdapterModel,
     catalog_metrics::CatalogMetrics, keeper::Keeper, router::RouterMetrics, served_model::ServedModel,
 };
 
@@ -39,8 +39,13 @@ pub struct Catalog {
 
 pub(crate) type Models = BTreeMap<String, Arc<ServedModel>>;
 
+/// By name. Bounded by the records of discovery.
+pub(crate) type Adapters = BTreeMap<String, Arc<AdapterModel>>;
+
 pub(crate) struct Shared {
     pub(crate) models: ArcSwap<Models>,
+    /// Views on those; a model's name goes before an adapter's.
+    pub(crate) adapters: ArcSwap<Adapters>,
     /// The names that workers have registered; nothing before discovery has said what there is.
     pub(crate) names: ArcSwap<Option<BTreeSet<String>>>,
     instances: ArcSwap<Vec<InstanceInfo>>,
@@ -54,6 +59,7 @@ impl Catalog {
     ) -> Result<Self, dynamo_runtime::metrics::MetricsError> {
         let shared = Arc::new(Shared {
             models: ArcSwap::from_pointee(Models::new()),
+            adapters: ArcSwap::from_pointee(Adapters::new()),
             names: ArcSwap::from_pointee(None),
             instances: ArcSwap::from_pointee(Vec::new()),
         });
@@ -79,8 +85,11 @@ impl Catalog {
 impl ModelCatalog for Catalog {
     fn get(&self, name: &str) -> Option<Arc<dyn ChatModel>> {
         let models = self.shared.models.load();
-        let served = models.get(name).filter(|served| served.has_begun())?;
-        Some(served.model() as Arc<dyn ChatModel>)
+        if let Some(served) = models.get(name) {
+            return served.has_begun().then(|| served.model() as Arc<dyn ChatModel>);
+        }
+        let adapters = self.shared.adapters.load();
+        Some(adapters.get(name)?.model()?.clone() as Arc<dyn ChatModel>)
     }
 
     fn is_known(&self, name: &str) -> bool {
@@ -91,7 +100,12 @@ impl ModelCatalog for Catalog {
     fn list(&self) -> Vec<ModelInfo> {
         let models = self.shared.models.load();
         let begun = models.values().filter(|served| served.has_begun());
-        begun.map(|served| served.model().info().clone()).collect()
+        let mut list: Vec<ModelInfo> = begun.map(|served| served.model().info().clone()).collect();
+        let adapters = self.shared.adapters.load();
+        let adapters = adapters.iter().filter(|(name, _)| !models.contains_key(*name));
+        list.extend(adapters.filter_map(|(_, adapter)| Some(adapter.model()?.info().clone())));
+        list.sort_by(|one, other| one.id.cmp(&other.id));
+        list
     }
 
     fn instances(&self) -> Vec<InstanceInfo> {

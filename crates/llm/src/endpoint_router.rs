@@ -20,9 +20,10 @@ use parking_lot::RwLock;
 
 use crate::{
     GenerateError, ModelCard, RouterConfig,
-    retry::Candidates,
+    adapters::{AdapterCards, adapter_at},
+    retry::{Candidates, is_for_another},
     routed_endpoint::RoutedEndpoint,
-    router::{Booking, RouteRequest, RouterMetrics},
+    router::{Booking, RouteRequest, RouterMetrics, WantedAdapter},
     warmup::DUMP_PATIENCE,
     worker_sync::{WorkerCard, WorkerCards},
 };
@@ -227,7 +228,7 @@ impl EndpointRouter {
                     let client = routed.client.clone();
                     return Ok(RoutedStream { stream, incarnation, client, booking });
                 }
-                Err(error) if error.is_retriable() && hints.worker_id.is_none() => {
+                Err(error) if is_for_another(&error) && hints.worker_id.is_none() => {
                     tracing::info!(request_id = %id, worker_id, %error, "asking another worker");
                     candidates.refused_by(worker_id, matches!(error, StreamError::Overloaded(_)));
                 }
@@ -325,6 +326,12 @@ fn route_request<'a>(
     RouteRequest {
         tokens: &request.token_ids,
         seed: seed(request),
+        // Workers may have adapters of which no card says so: then any may serve.
+        adapter: request
+            .routing
+            .lora_name
+            .as_deref()
+            .map(|name| WantedAdapter { name, is_registered: false }),
         pinned_worker: hints.worker_id,
         pinned_rank: hints.dp_rank,
         expected_output_tokens: hints.expected_output_tokens,
@@ -449,7 +456,10 @@ impl CardFollower {
 
     /// Starts to route when the size of a block is known, and says who the workers are.
     async fn reconcile(&mut self) {
-        let Some((_, first)) = self.records.values().next() else {
+        let is_base =
+            |(key, (_, card)): &(&RecordKey, &(Incarnation, ModelCard))| adapter_at(key, card).is_none();
+        let mut bases = self.records.iter().filter(is_base);
+        let Some((_, (_, first))) = bases.next() else {
             if let Some(routed) = self.shared.routed.read().clone() {
                 routed.set_workers(WorkerCards::default());
             }
@@ -492,7 +502,9 @@ impl CardFollower {
         let size = routed.router.block_size().get() as u32;
         let mut cards = WorkerCards::default();
         let mut mismatched = BTreeSet::new();
-        for (incarnation, card) in self.records.values() {
+        let adapters =
+            AdapterCards::of(self.records.iter().map(|(key, (incarnation, card))| (key, *incarnation, card)));
+        for (_, (incarnation, card)) in self.records.iter().filter(is_base) {
             let worker_id = incarnation.worker_id.get();
             if card.kv_cache_block_size != size {
                 mismatched.insert(worker_id);
@@ -500,7 +512,9 @@ impl CardFollower {
                 continue;
             }
             let runtime_config = card.runtime_config.clone();
-            cards.own.insert(worker_id, WorkerCard { epoch: incarnation.epoch.get(), runtime_config });
+            let (epoch, adapters) =
+                (incarnation.epoch.get(), adapters.names_of(&self.config.endpoint, *incarnation));
+            cards.own.insert(worker_id, WorkerCard { epoch, runtime_config, adapters });
         }
         let told = std::mem::replace(&mut *self.shared.mismatched.write(), mismatched.clone());
         for worker_id in mismatched.difference(&told) {

@@ -182,6 +182,7 @@ pub(crate) fn stream_error(error: StreamError) -> GenerateError {
         StreamError::Application { code: INVALID_REQUEST, message } => {
             GenerateError::Invalid { param: None, message }
         }
+        StreamError::Application { code: crate::UNKNOWN_ADAPTER, .. } => GenerateError::NoWorkers,
         StreamError::Application { code, message } => {
             GenerateError::Engine(format!("{message} (code {code})"))
         }

@@ -11,7 +11,9 @@ use tokio::sync::mpsc;
 
 use crate::{
     ModelCard,
-    catalog::{Builder, Models, Shared},
+    adapter_models::{AdapterModel, AddedAdapters},
+    adapters::{AdapterCards, adapter_at},
+    catalog::{Adapters, Builder, Models, Shared},
     served_model::{BuildError, ServedModel},
 };
 
@@ -22,6 +24,9 @@ const KEEP_WITHOUT_WORKERS: Duration = Duration::from_secs(60);
 const BUILD_PAUSE: Duration = Duration::from_secs(5);
 /// How often the two times above, and bookings that expire, are looked at.
 const TICK: Duration = Duration::from_secs(1);
+/// An adapter without a base model, or with a name that is taken, is told of after this time: a worker's cards come and go
+/// one after the other.
+const UNUSED_PATIENCE: Duration = Duration::from_secs(5);
 /// Workers that are asked for a model's files, one after the other, before it counts as failed.
 const FILE_SOURCES: usize = 3;
 
@@ -32,6 +37,8 @@ pub(crate) struct Registered {
     pub(crate) incarnation: Incarnation,
     pub(crate) card: Arc<ModelCard>,
     pub(crate) checksum: String,
+    /// Whether the card is that of an adapter: no model with workers of its own.
+    pub(crate) is_adapter: bool,
 }
 
 /// A model that was made ready, or was not, by name and checksum.
@@ -56,6 +63,8 @@ pub(crate) struct Keeper {
     failed: Failures,
     /// Since when a model has had no worker.
     absent: BTreeMap<String, Instant>,
+    /// Adapters' records of no use, and since when.
+    unused: BTreeMap<RecordKey, Instant>,
     /// Records that were refused, each said once.
     told: HashSet<RecordKey>,
     built: mpsc::Sender<Built>,
@@ -78,6 +87,7 @@ impl Keeper {
             building: HashSet::new(),
             failed: Failures::new(),
             absent: BTreeMap::new(),
+            unused: BTreeMap::new(),
             told: HashSet::new(),
             built,
         }
@@ -134,7 +144,9 @@ impl Keeper {
             Ok(card) => {
                 let (endpoint, incarnation) = (record.endpoint, record.incarnation);
                 let checksum = card.checksum();
-                let registered = Registered { endpoint, incarnation, card: Arc::new(card), checksum };
+                let is_adapter = adapter_at(&key, &card).is_some();
+                let card = Arc::new(card);
+                let registered = Registered { endpoint, incarnation, card, checksum, is_adapter };
                 self.records.insert(key, registered);
             }
             Err(error) => {
@@ -201,16 +213,65 @@ impl Keeper {
             }
             !over
         });
-        if models.len() < left {
+        // An adapter may have waited for the name.
+        let has_room = models.len() < left;
+        if has_room {
             self.shared.models.store(Arc::new(models));
         }
-        self.failed.len() < failed
+        self.drop_adapters();
+        self.tell_of_unused(now);
+        has_room || self.failed.len() < failed
+    }
+
+    fn tell_of_unused(&mut self, now: Instant) {
+        for (key, _) in self.unused.iter().filter(|&(_, since)| now >= *since + UNUSED_PATIENCE) {
+            let Some(registered) = self.records.get(key) else { continue };
+            if self.told.insert(key.clone()) {
+                tracing::warn!(
+                    model = registered.card.display_name,
+                    worker_id = key.worker_id().get(),
+                    "an adapter is not used: its worker has no card of its base model, or another model has its name"
+                );
+            }
+        }
+    }
+
+    /// Drops adapters that no worker has any more, or whose base model went or was replaced.
+    fn drop_adapters(&self) {
+        let models = self.shared.models.load();
+        let stays = |name: &str, adapter: &AdapterModel| {
+            let is_recorded = || {
+                let same = |(key, registered): (&RecordKey, &Registered)| {
+                    registered.endpoint == *adapter.base().endpoint()
+                        && adapter_at(key, &registered.card) == Some(adapter.adapter())
+                };
+                self.records.iter().any(same)
+            };
+            let is_current = models.values().any(|served| adapter.is_on(served));
+            is_current && !models.contains_key(name) && (adapter.is_there() || is_recorded())
+        };
+        let adapters = self.shared.adapters.load();
+        let (stay, go): (Adapters, Adapters) = adapters
+            .iter()
+            .map(|(name, adapter)| (name.clone(), adapter.clone()))
+            .partition(|(name, adapter): &(String, Arc<AdapterModel>)| stays(name, adapter));
+        if go.is_empty() {
+            return;
+        }
+        for name in go.keys() {
+            tracing::info!(model = name, "adapter is gone");
+        }
+        self.shared.adapters.store(Arc::new(stay));
     }
 
     /// Brings models and records together: starts what is missing, tells each model which workers are its own.
     fn reconcile(&mut self) {
+        self.drop_adapters();
+        let cards_of_all = self.records.iter().map(|(key, it)| (key, it.incarnation, &*it.card));
+        let adapter_cards = AdapterCards::of(cards_of_all);
+        let mut adapters = AddedAdapters::over(self.shared.adapters.load_full());
         let mut by_name: BTreeMap<&str, Vec<(&RecordKey, &Registered)>> = BTreeMap::new();
-        for (key, registered) in &self.records {
+        for (key, registered) in self.records.iter().filter(|(_, registered)| !registered.is_adapter) {
             by_name.entry(&registered.card.display_name).or_default().push((key, registered));
         }
         let models = self.shared.models.load_full();
@@ -228,12 +289,25 @@ impl Keeper {
                     );
                 }
             }
-            served.set_workers(&cards(&own), &cards(&foreign));
+            served.set_workers(&cards(&own), &cards(&foreign), &adapter_cards);
+            for (_, registered) in &own {
+                let of_worker = adapter_cards.of_worker(&registered.endpoint, registered.incarnation);
+                of_worker.iter().for_each(|card| adapters.add(card, served, &models));
+            }
             if own.is_empty() && !foreign.is_empty() {
                 // All workers of the earlier kind are gone and others are there: the model changed. It is replaced when
                 // the new one is ready.
                 by_name.insert(name, foreign);
             }
+        }
+        let (now, unused) = (Instant::now(), adapter_cards.stray.iter().chain(&adapters.refused));
+        let unused = unused.map(|card| {
+            let since = self.unused.get(card.key).copied().unwrap_or(now);
+            (card.key.clone(), since)
+        });
+        self.unused = unused.collect();
+        if let Some(adapters) = adapters.changed {
+            self.shared.adapters.store(Arc::new(adapters));
         }
         for (name, records) in by_name {
             if self.building.contains(name) {

@@ -3,6 +3,8 @@
 //! A frontend sees models through [`ModelCatalog`] and [`ChatModel`]; behind them are discovery, templates, tokenizers,
 //! the KV router and the request plane. A worker describes its model with a [`ModelCard`].
 
+mod adapter_models;
+mod adapters;
 mod api;
 mod card;
 mod catalog;
@@ -29,12 +31,15 @@ pub use api::{
     AdviceFuture, ChatModel, ChatRequest, Delta, GenerateError, Generation, GenerationFuture, InstanceInfo,
     ModelCatalog, ModelInfo, Progress, RequestContext, RoutingAdvice, RoutingWishes,
 };
-pub use card::{CardError, CardOptions, ModelCard, RuntimeConfigCard};
+pub use card::{
+    AdapterNameError, CardError, CardOptions, LoraCard, MAX_ADAPTER_NAME, ModelCard, RuntimeConfigCard,
+};
 pub use catalog::{Catalog, CatalogConfig};
 pub use dynamo_kv_router::{BusyThresholds, ConfigError as RouterConfigError, MAX_SESSION_ID};
 pub use endpoint_router::{EndpointRouter, EndpointRouterConfig, EndpointStatus, HeldBooking, RoutedStream};
 pub use files::{FileCache, FileError, MAX_FILE_BYTES, ModelFile, ModelFileKind};
 pub use preprocess::LoadError;
+pub use retry::UNKNOWN_ADAPTER;
 pub use router::{RouterConfig, RouterMode, Session};
 
 /// The topic of KV events on the event plane; the payload is a MessagePack list of `RouterEvent`s.

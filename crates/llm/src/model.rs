@@ -20,8 +20,8 @@ use crate::{
     RequestContext, RoutingAdvice,
     generation::{RoutedGeneration, stream_error},
     preprocess::Preprocessor,
-    retry::Candidates,
-    router::{RouteRequest, Router},
+    retry::{Candidates, is_for_another},
+    router::{RouteRequest, Router, WantedAdapter},
 };
 
 /// A model whose workers are found through discovery.
@@ -32,6 +32,8 @@ pub(crate) struct RoutedModel {
     pub(crate) client: Client,
     /// Turns in the pool that tokenizes long prompts.
     pub(crate) tokenizing: Arc<Semaphore>,
+    /// The adapter that all of its requests are for; none for a base model.
+    pub(crate) adapter: Option<Arc<str>>,
 }
 
 impl ChatModel for RoutedModel {
@@ -57,6 +59,18 @@ impl ChatModel for RoutedModel {
 }
 
 impl RoutedModel {
+    /// The same model with an adapter, under the name in `info`.
+    pub(crate) fn with_adapter(&self, info: ModelInfo, adapter: Arc<str>) -> Self {
+        Self {
+            info,
+            preprocessor: self.preprocessor.clone(),
+            router: self.router.clone(),
+            client: self.client.clone(),
+            tokenizing: self.tokenizing.clone(),
+            adapter: Some(adapter),
+        }
+    }
+
     async fn start(
         &self,
         mut request: ChatRequest,
@@ -65,14 +79,19 @@ impl RoutedModel {
         let tokens = self.preprocessor.prompt(&mut request, &self.tokenizing, context.deadline).await?;
         let prompt_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
         let mut engine_request = self.preprocessor.engine_request(&request, tokens, RoutingHints::default());
+        engine_request.model.clone_from(&self.info.id);
         let decoder = self.preprocessor.decoder(&mut request, &engine_request.token_ids);
         let metadata: Vec<(String, String)> =
             context.traceparent.iter().map(|value| ("traceparent".to_owned(), value.clone())).collect();
         // A worker that refuses or is gone before it accepts has done nothing: another one is asked, each at most once.
         let mut candidates = Candidates::avoiding(self.unavailable());
         loop {
-            let wanted =
-                route_request(&request, &engine_request.token_ids, candidates.excluded(), context.deadline);
+            let wanted = self.route_request(
+                &request,
+                &engine_request.token_ids,
+                candidates.excluded(),
+                context.deadline,
+            );
             let booking = match self.router.route(&wanted).await {
                 Ok(booking) => booking,
                 Err(GenerateError::NoWorkers) if candidates.avoid_nobody() => continue,
@@ -84,7 +103,7 @@ impl RoutedModel {
                 worker_id: Some(worker_id),
                 dp_rank: Some(dp_rank),
                 expected_output_tokens: request.expected_output_tokens,
-                lora_name: None,
+                lora_name: self.adapter.as_deref().map(str::to_owned),
                 cache_salt: request.cache_salt.clone(),
                 estimated_prefix_hit_blocks: Some(booking.overlap_blocks()),
             };
@@ -104,7 +123,7 @@ impl RoutedModel {
                         RoutedGeneration::new(client, incarnation, stream, decoder, prompt_tokens, booking);
                     return Ok(Box::new(generation));
                 }
-                Err(error) if error.is_retriable() && request.worker_id.is_none() => {
+                Err(error) if is_for_another(&error) && request.worker_id.is_none() => {
                     tracing::info!(request_id = %context.id, worker_id, %error, "asking another worker");
                     candidates.refused_by(worker_id, matches!(error, StreamError::Overloaded(_)));
                 }
@@ -122,9 +141,9 @@ impl RoutedModel {
     ) -> Result<RoutingAdvice, GenerateError> {
         let token_ids = self.preprocessor.prompt(&mut request, &self.tokenizing, context.deadline).await?;
         let avoided = self.unavailable();
-        let advised = match self.router.advise(&route_request(&request, &token_ids, &avoided, None)) {
+        let advised = match self.router.advise(&self.route_request(&request, &token_ids, &avoided, None)) {
             Err(GenerateError::NoWorkers) if !avoided.is_empty() => {
-                self.router.advise(&route_request(&request, &token_ids, &[], None))
+                self.router.advise(&self.route_request(&request, &token_ids, &[], None))
             }
             advised => advised,
         };
@@ -152,28 +171,31 @@ impl RoutedModel {
             |instance: &&Instance| instance.state() != InstanceState::Draining && !instance.is_available();
         instances.iter().filter(doubtful).map(|instance| instance.worker_id().get()).collect()
     }
-}
 
-fn route_request<'a>(
-    request: &'a ChatRequest,
-    tokens: &'a [u32],
-    excluded: &'a [u64],
-    deadline: Option<Instant>,
-) -> RouteRequest<'a> {
-    RouteRequest {
-        tokens,
-        seed: HashSeed::new(None, request.cache_salt.as_deref()),
-        pinned_worker: request.worker_id,
-        pinned_rank: request.dp_rank,
-        expected_output_tokens: request.expected_output_tokens,
-        excluded,
-        session: request.routing.session.as_ref(),
-        priority_jump: request.routing.priority_jump,
-        strict_priority: request.routing.strict_priority,
-        policy_class: request.routing.policy_class.as_deref(),
-        deadline,
-        required_taints: &request.routing.required_taints,
-        preferred_taints: &request.routing.preferred_taints,
+    fn route_request<'a>(
+        &'a self,
+        request: &'a ChatRequest,
+        tokens: &'a [u32],
+        excluded: &'a [u64],
+        deadline: Option<Instant>,
+    ) -> RouteRequest<'a> {
+        let adapter = self.adapter.as_deref();
+        RouteRequest {
+            tokens,
+            seed: HashSeed::new(adapter, request.cache_salt.as_deref()),
+            adapter: adapter.map(|name| WantedAdapter { name, is_registered: true }),
+            pinned_worker: request.worker_id,
+            pinned_rank: request.dp_rank,
+            expected_output_tokens: request.expected_output_tokens,
+            excluded,
+            session: request.routing.session.as_ref(),
+            priority_jump: request.routing.priority_jump,
+            strict_priority: request.routing.strict_priority,
+            policy_class: request.routing.policy_class.as_deref(),
+            deadline,
+            required_taints: &request.routing.required_taints,
+            preferred_taints: &request.routing.preferred_taints,
+        }
     }
 }
 

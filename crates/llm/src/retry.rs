@@ -1,6 +1,17 @@
 //! Whom one request may still be sent to.
 
+use dynamo_runtime::request_plane::StreamError;
+
 use crate::GenerateError;
+
+/// The request plane's application code of a request for an adapter that the worker does not have. The worker is well, so
+/// it is no unavailable one.
+pub const UNKNOWN_ADAPTER: u16 = 404;
+
+/// Whether another worker may serve a request that one refused so before it accepted it.
+pub(crate) fn is_for_another(error: &StreamError) -> bool {
+    error.is_retriable() || matches!(error, StreamError::Application { code: UNKNOWN_ADAPTER, .. })
+}
 
 /// Workers that a request leaves out: those that refused it for good, and at first also those that are better avoided.
 pub(crate) struct Candidates {

@@ -1,5 +1,6 @@
 //! Chooses a worker for each request of one model, and counts what runs where.
 
+mod adapters;
 mod booking;
 mod caches;
 mod classes;
@@ -16,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use adapters::Adapters;
 pub(crate) use booking::Booking;
 use classes::ToldOfClass;
 use dynamo_kv_router::{
@@ -31,7 +33,7 @@ use parking_lot::{Mutex, RwLock};
 use rand::Rng;
 use replicas::Replicas;
 pub use request::Session;
-pub(crate) use request::{RouteRequest, RoutedWorker};
+pub(crate) use request::{RouteRequest, RoutedWorker, WantedAdapter};
 use unfound::Unfound;
 
 use crate::{GenerateError, lost_ranks::LostRanks};
@@ -67,6 +69,7 @@ pub(crate) struct Router {
     sent: Option<RwLock<SentPrompts>>,
     lost: Arc<LostRanks>,
     unfound: Unfound,
+    adapters: Adapters,
     scheduler: Mutex<KvScheduler>,
     /// Whose turn it was last, in the modes that go in turn.
     last_turn: Mutex<Option<WorkerRank>>,
@@ -130,6 +133,7 @@ impl Router {
             index,
             lost,
             unfound: Unfound::default(),
+            adapters: Adapters::default(),
             last_turn: Mutex::new(None),
             meters,
             scratch: Mutex::new(Vec::new()),
@@ -177,8 +181,11 @@ impl Router {
                 false
             }
         };
-        if taken && self.wants_events() {
-            self.unfound.added(worker.worker_id, worker.epoch);
+        if taken {
+            self.adapters.set(worker.worker_id, &worker.adapters);
+            if self.wants_events() {
+                self.unfound.added(worker.worker_id, worker.epoch);
+            }
         }
         self.call_next();
         taken
@@ -189,6 +196,7 @@ impl Router {
         self.scheduler.lock().remove_worker(worker_id);
         self.index.remove_worker(worker_id);
         self.unfound.removed(worker_id);
+        self.adapters.set(worker_id, &[]);
         if let Some(sent) = &self.sent {
             sent.write().remove_worker(worker_id);
         }
@@ -215,6 +223,11 @@ impl Router {
         self.look_for_served(now);
         self.call_next();
         expired
+    }
+
+    /// Whether any worker has it.
+    pub(crate) fn has_adapter(&self, adapter: &str) -> bool {
+        self.adapters.contains(adapter)
     }
 
     /// What runs on each rank.
@@ -372,8 +385,10 @@ impl Router {
         scheduler: &mut KvScheduler,
         now: Instant,
     ) -> SelectRequest<'a> {
+        let binds = |adapter: &WantedAdapter<'_>| adapter.is_registered || self.has_adapter(adapter.name);
         let select = SelectRequest {
             isl_tokens: request.tokens.len(),
+            adapter: request.adapter.filter(binds).map(|adapter| adapter.name),
             pinned_worker: request.pinned_worker,
             pinned_rank: request.pinned_rank,
             excluded: request.excluded,
@@ -398,12 +413,7 @@ impl Router {
         drop(sessions);
         let stays = match mode {
             AffinityMode::Hard => {
-                let is_there = |candidate: &Candidate| {
-                    candidate.worker == worker
-                        && !candidate.draining
-                        && !select.excluded.contains(&worker.worker_id)
-                        && select.required_taints.iter().all(|taint| candidate.profile.taints.contains(taint))
-                };
+                let is_there = |candidate: &Candidate| pinned.may_go_to(candidate);
                 scheduler.candidates().iter().any(is_there)
             }
             AffinityMode::Soft => {

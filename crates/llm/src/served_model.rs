@@ -7,6 +7,7 @@ use dynamo_tokens::BlockSize;
 
 use crate::{
     ModelCard, ModelInfo,
+    adapters::AdapterCards,
     catalog::{Builder, unix_seconds},
     files::MAX_FILE_BYTES,
     keeper::Registered,
@@ -70,6 +71,7 @@ impl ServedModel {
             router: routed.router.clone(),
             client: routed.client.clone(),
             tokenizing: builder.tokenizing.clone(),
+            adapter: None,
         };
         let (endpoint, checksum) = (endpoint.clone(), checksum.clone());
         Ok(Self { model: Arc::new(model), endpoint, checksum, routed })
@@ -94,7 +96,7 @@ impl ServedModel {
 
     /// Whether a worker serves this very model: what was tokenized for one must fit the others.
     pub(crate) fn accepts(&self, registered: &Registered) -> bool {
-        registered.checksum == self.checksum && registered.endpoint == self.endpoint
+        !registered.is_adapter && registered.checksum == self.checksum && registered.endpoint == self.endpoint
     }
 
     /// Whether requests go to somebody, also if only to workers in doubt.
@@ -107,12 +109,18 @@ impl ServedModel {
         self.routed.has_begun()
     }
 
-    /// Says which workers have registered it, and which have registered something else under its name.
-    pub(crate) fn set_workers(&self, own: &[&Registered], foreign: &[&Registered]) {
-        let of = |registered: &&Registered| {
+    /// Says which workers have registered it, with what adapters, and which have registered something else under its name.
+    pub(crate) fn set_workers<'a>(
+        &self,
+        own: &[&'a Registered],
+        foreign: &[&Registered],
+        adapters: &AdapterCards<'a>,
+    ) {
+        let of = |registered: &&'a Registered| {
             let card = WorkerCard {
                 epoch: registered.incarnation.epoch.get(),
                 runtime_config: registered.card.runtime_config.clone(),
+                adapters: adapters.names_of(&registered.endpoint, registered.incarnation),
             };
             (registered.incarnation.worker_id.get(), card)
         };

@@ -16,11 +16,13 @@ use crate::{
     worker_count::WorkerCount,
 };
 
-/// What a card says of a worker's size.
+/// What a card says of a worker's size, and others of its adapters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WorkerCard {
     pub(crate) epoch: u64,
     pub(crate) runtime_config: RuntimeConfigCard,
+    /// Adapters that it has, in order.
+    pub(crate) adapters: Vec<String>,
 }
 
 /// What is registered under a model's name.
@@ -112,7 +114,7 @@ impl WorkerSync {
                 let ranks = new.first_rank..new.first_rank.saturating_add(new.ranks);
                 news.push(WorkerNews::Added { worker_id, epoch: new.epoch, ranks });
             } else {
-                tracing::info!(worker_id, draining = new.draining, "worker changed");
+                tracing::info!(worker_id, draining = new.draining, adapters = ?new.adapters, "worker changed");
             }
             self.routed.insert(worker_id, new);
         }
@@ -138,7 +140,8 @@ fn seen(instance: &Instance) -> Seen {
 
 fn wanted(instances: &[Seen], cards: &BTreeMap<u64, WorkerCard>) -> BTreeMap<u64, RoutedWorker> {
     let routed = |&Seen { worker_id, epoch, state }: &Seen| {
-        let runtime = &cards.get(&worker_id).filter(|card| card.epoch == epoch)?.runtime_config;
+        let card = cards.get(&worker_id).filter(|card| card.epoch == epoch)?;
+        let runtime = &card.runtime_config;
         let worker = RoutedWorker {
             worker_id,
             epoch,
@@ -152,6 +155,7 @@ fn wanted(instances: &[Seen], cards: &BTreeMap<u64, WorkerCard>) -> BTreeMap<u64
             // Whoever is in doubt is avoided request by request, for it is asked when nobody else is left.
             draining: state == InstanceState::Draining,
             taints: runtime.taints.clone(),
+            adapters: card.adapters.clone(),
         };
         Some((worker_id, worker))
     };

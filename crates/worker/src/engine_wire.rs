@@ -17,7 +17,7 @@ use dynamo_kv_router::{WireEvent, WireForm, write_batch};
 use dynamo_tokens::TokenId;
 use parking_lot::Mutex;
 
-use crate::EngineEndpoint;
+use crate::{EngineEndpoint, LoadedAdapters};
 
 mod sockets;
 
@@ -63,6 +63,8 @@ pub struct EngineWire {
     shared: Arc<Shared>,
     endpoints: Vec<EngineEndpoint>,
     block_size: u32,
+    /// By these the adapters of blocks are found out: the engine tells of hashes alone.
+    adapters: Arc<LoadedAdapters>,
     /// Who is told of the load.
     load: Arc<dyn EngineObserver>,
 }
@@ -97,6 +99,7 @@ impl EngineWire {
         ports: WirePorts,
         ranks: DpRank,
         block_size: u32,
+        adapters: Arc<LoadedAdapters>,
         load: Arc<dyn EngineObserver>,
     ) -> Result<Self, EngineWireError> {
         let (wake, woken) = UnixStream::pair()?;
@@ -110,7 +113,7 @@ impl EngineWire {
         std::thread::Builder::new()
             .name("engine-wire".to_owned())
             .spawn(move || sockets::run(&of_thread, bound, woken))?;
-        Ok(Self { shared, endpoints, block_size, load })
+        Ok(Self { shared, endpoints, block_size, adapters, load })
     }
 
     /// Where each rank publishes.
@@ -139,7 +142,7 @@ impl EngineObserver for EngineWire {
 
     fn kv_events_with_tokens(&self, dp_rank: DpRank, events: Vec<KvCacheEventData>, tokens: &[TokenId]) {
         let rank = dp_rank as usize;
-        let payload = encode(dp_rank, &events, tokens, self.block_size);
+        let payload = self.encode(dp_rank, &events, tokens);
         {
             let mut queue = self.shared.queue.lock();
             let Some(next) = queue.next_numbers.get_mut(rank) else { return };
@@ -165,51 +168,67 @@ impl Drop for EngineWire {
     }
 }
 
-/// The batch that says the same as `events`.
-fn encode(dp_rank: DpRank, events: &[KvCacheEventData], mut tokens: &[TokenId], block_size: u32) -> Vec<u8> {
-    let mut hashes = Vec::new();
-    for event in events {
-        match event {
-            KvCacheEventData::Stored { blocks, .. } => {
-                hashes.extend(blocks.iter().map(|block| block.block_hash.0));
-            }
-            KvCacheEventData::Removed { block_hashes } => {
-                hashes.extend(block_hashes.iter().map(|hash| hash.0))
-            }
-            KvCacheEventData::Cleared => {}
+impl EngineWire {
+    /// The batch that says the same as `events`.
+    fn encode(&self, dp_rank: DpRank, events: &[KvCacheEventData], mut tokens: &[TokenId]) -> Vec<u8> {
+        let block_size = self.block_size;
+        // One event is of one sequence, so that its first block speaks for all.
+        let mut names = Vec::with_capacity(events.len());
+        let mut rest = tokens;
+        for event in events {
+            let KvCacheEventData::Stored { blocks, .. } = event else {
+                names.push(None);
+                continue;
+            };
+            let (own, after) = rest.split_at(rest.len().min(blocks.len() * block_size as usize));
+            rest = after;
+            let first = own.get(..block_size as usize).zip(blocks.first());
+            names.push(first.and_then(|(tokens, block)| self.adapters.name_of(tokens, block.tokens_hash)));
         }
-    }
-    let mut hashes = hashes.as_slice();
-    let mut next_hashes = |count: usize| {
-        let (taken, rest) = hashes.split_at(count);
-        hashes = rest;
-        taken
-    };
-    let mut wire = Vec::with_capacity(events.len());
-    for event in events {
-        wire.push(match event {
-            KvCacheEventData::Stored { parent_hash, blocks } => {
-                let (own, rest) = tokens.split_at(tokens.len().min(blocks.len() * block_size as usize));
-                tokens = rest;
-                WireEvent::Stored {
-                    block_hashes: next_hashes(blocks.len()),
-                    parent: parent_hash.map(|parent| parent.0),
-                    tokens: own,
-                    block_size,
-                    lora_name: None,
+        let mut hashes = Vec::new();
+        for event in events {
+            match event {
+                KvCacheEventData::Stored { blocks, .. } => {
+                    hashes.extend(blocks.iter().map(|block| block.block_hash.0));
                 }
+                KvCacheEventData::Removed { block_hashes } => {
+                    hashes.extend(block_hashes.iter().map(|hash| hash.0))
+                }
+                KvCacheEventData::Cleared => {}
             }
-            KvCacheEventData::Removed { block_hashes } => {
-                WireEvent::Removed { block_hashes: next_hashes(block_hashes.len()) }
-            }
-            KvCacheEventData::Cleared => WireEvent::Cleared,
-        });
+        }
+        let mut hashes = hashes.as_slice();
+        let mut next_hashes = |count: usize| {
+            let (taken, rest) = hashes.split_at(count);
+            hashes = rest;
+            taken
+        };
+        let mut wire = Vec::with_capacity(events.len());
+        for (event, name) in events.iter().zip(&names) {
+            wire.push(match event {
+                KvCacheEventData::Stored { parent_hash, blocks } => {
+                    let (own, rest) = tokens.split_at(tokens.len().min(blocks.len() * block_size as usize));
+                    tokens = rest;
+                    WireEvent::Stored {
+                        block_hashes: next_hashes(blocks.len()),
+                        parent: parent_hash.map(|parent| parent.0),
+                        tokens: own,
+                        block_size,
+                        lora_name: name.as_deref(),
+                    }
+                }
+                KvCacheEventData::Removed { block_hashes } => {
+                    WireEvent::Removed { block_hashes: next_hashes(block_hashes.len()) }
+                }
+                KvCacheEventData::Cleared => WireEvent::Cleared,
+            });
+        }
+        let timestamp =
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let mut payload = Vec::new();
+        write_batch(timestamp, &wire, Some(dp_rank), WireForm::Map, &mut payload);
+        payload
     }
-    let timestamp =
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-    let mut payload = Vec::new();
-    write_batch(timestamp, &wire, Some(dp_rank), WireForm::Map, &mut payload);
-    payload
 }
 
 #[cfg(test)]

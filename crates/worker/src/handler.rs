@@ -14,7 +14,9 @@ use dynamo_runtime::request_plane::{
     CancelReason, Handler, IncomingRequest, PushState, Responder, StreamError,
 };
 
-use crate::metrics::EndpointMetrics;
+use dynamo_llm::UNKNOWN_ADAPTER;
+
+use crate::{LoadedAdapters, metrics::EndpointMetrics};
 
 /// The request plane's application code of a request that this worker can't make sense of.
 pub const INVALID_REQUEST: u16 = 400;
@@ -33,12 +35,27 @@ pub struct GenerateHandler {
     engine: Arc<dyn Engine>,
     metrics: EndpointMetrics,
     next_key: AtomicU64,
+    /// Absent: the engine judges by itself.
+    adapters: Option<Arc<LoadedAdapters>>,
 }
 
 impl GenerateHandler {
     /// Requests go to `engine`; `metrics` are the endpoint's.
     pub fn new(engine: Arc<dyn Engine>, metrics: EndpointMetrics) -> Self {
-        Self { engine, metrics, next_key: AtomicU64::new(1) }
+        Self { engine, metrics, next_key: AtomicU64::new(1), adapters: None }
+    }
+
+    /// Refuses requests for other adapters than these.
+    pub fn with_adapters(self, adapters: Arc<LoadedAdapters>) -> Self {
+        Self { adapters: Some(adapters), ..self }
+    }
+
+    /// Why a request is refused for its adapter, if it is.
+    fn adapter_refusal(&self, adapter: Option<&str>) -> Option<StreamError> {
+        let name = adapter.filter(|name| !name.is_empty())?;
+        let lacks = |adapters: &Arc<LoadedAdapters>| !adapters.contains(name);
+        let lacks = self.adapters.as_ref().is_some_and(lacks);
+        lacks.then(|| failure(UNKNOWN_ADAPTER, format!("this worker does not have the adapter {name}")))
     }
 }
 
@@ -54,6 +71,12 @@ impl Handler for GenerateHandler {
                 return responder.fail(failure(INVALID_REQUEST, error.to_string()));
             }
         };
+        if let Some(refusal) = self.adapter_refusal(decoded.routing.lora_name.as_deref()) {
+            self.metrics.failed(GENERATE);
+            self.metrics.ended(Instant::now());
+            tracing::debug!(request_id = %request.id, %refusal, "request refused");
+            return responder.fail(refusal);
+        }
         let key = RequestKey(self.next_key.fetch_add(1, Ordering::Relaxed));
         tracing::debug!(
             request_id = %request.id,

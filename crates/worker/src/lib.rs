@@ -4,6 +4,7 @@
 //! three endpoints on the request plane: `generate` (or whatever the endpoint is called), `kv_query` for routers that
 //! missed KV events, and `model_files` for frontends that do not have the model's folder.
 
+mod adapters;
 mod engine_listener;
 mod engine_source;
 mod engine_wire;
@@ -16,6 +17,7 @@ mod model_files;
 mod vocabulary;
 mod workers;
 
+pub use adapters::{AdapterError, LoadedAdapters, MAX_ADAPTERS, WorkerAdapters};
 pub use engine_listener::{
     EngineBatches, EngineEndpoint, EngineIntakeMetrics, EngineListener, ListenerError, SourceMetrics,
 };

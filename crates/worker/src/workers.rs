@@ -13,15 +13,16 @@ use dynamo_llm::{
 };
 use dynamo_mocker::{MockConfigError, MockEngine, MockerConfig};
 use dynamo_runtime::{
-    Announcement, DiscoveryError, DistributedRuntime, EndpointId, EventScope, ModelRecord, Record,
-    RequestPlaneSource, Runtime, RuntimeConfig, ServeError, ServedEndpoint, StartError, SystemState,
-    TaskScope, events::EventPlaneError, metrics::MetricsError,
+    Announcement, DistributedRuntime, EndpointId, EventScope, RequestPlaneSource, Runtime, RuntimeConfig,
+    ServeError, ServedEndpoint, StartError, SystemState, TaskScope, events::EventPlaneError,
+    metrics::MetricsError,
 };
 use dynamo_tokens::BlockSize;
 
 use crate::{
     EngineEventSource, EngineIntakeMetrics, EngineListener, EngineWire, EngineWireError, ListenerError,
-    WirePorts,
+    LoadedAdapters, MAX_ADAPTERS, WirePorts, WorkerAdapters,
+    adapters::{self, AdapterError, announce_model, check_others},
     handler::GenerateHandler,
     kv_publisher::{KvPublisher, KvQueryHandler},
     load::LoadGauges,
@@ -53,6 +54,8 @@ pub struct WorkerConfig {
     pub wire_ports: Vec<WirePorts>,
     /// Labels that requests may ask for, of all of them.
     pub taints: Vec<String>,
+    /// LoRA adapters that all of them serve from the start.
+    pub loras: Vec<String>,
 }
 
 /// Why workers did not start.
@@ -72,8 +75,6 @@ pub enum WorkerError {
     #[error(transparent)]
     Serve(#[from] ServeError),
     #[error(transparent)]
-    Discovery(#[from] DiscoveryError),
-    #[error(transparent)]
     Events(#[from] EventPlaneError),
     #[error(transparent)]
     Wire(#[from] EngineWireError),
@@ -83,8 +84,10 @@ pub enum WorkerError {
     WirePorts { ports: usize, workers: u32 },
     #[error(transparent)]
     Metrics(#[from] MetricsError),
-    #[error("the model card does not serialize: {0}")]
-    Card(#[from] serde_json::Error),
+    #[error("adapter {name:?}: {error}")]
+    Adapter { name: String, error: AdapterError },
+    #[error(transparent)]
+    Register(#[from] AdapterError),
     #[error("told to shut down before the engines were ready")]
     ShuttingDown,
 }
@@ -94,11 +97,14 @@ pub enum WorkerError {
 pub struct Workers {
     workers: Vec<Worker>,
     card: ModelCard,
+    /// Whether adapters may be loaded and unloaded by engine routes.
+    lora_routes: bool,
 }
 
 struct Worker {
     runtime: DistributedRuntime,
     /// Left first, so that nobody is sent here while the rest goes.
+    adapters: Arc<WorkerAdapters>,
     _model: Announcement,
     _endpoints: [ServedEndpoint; 3],
     _listeners: Vec<EngineListener>,
@@ -112,6 +118,7 @@ struct Starting {
     scope: TaskScope,
     listeners: Vec<EngineListener>,
     engine: Arc<MockEngine>,
+    adapters: Arc<LoadedAdapters>,
 }
 
 impl Workers {
@@ -146,6 +153,7 @@ impl Workers {
                 },
             },
         )?;
+        let cards = cards_of(&card, &config.loras)?;
         let checked = card.clone();
         let vocabulary = runtime
             .scope()
@@ -182,11 +190,18 @@ impl Workers {
             () = ready => {}
             () = runtime.shutting_down() => return Err(WorkerError::ShuttingDown),
         }
+        // Once for all: they register the same cards.
+        if let Some(first) = starting.first() {
+            check_others(&first.runtime, &config.endpoint, &cards).await?;
+        }
         let mut workers = Vec::with_capacity(starting.len());
         for worker in starting {
-            workers.push(worker.register(&config.endpoint, &card, &families).await?);
+            workers.push(worker.register(&config.endpoint, &card, &config.loras, &families).await?);
         }
-        let this = Self { workers, card };
+        if let Some(first) = workers.first() {
+            check_others(&first.runtime, &config.endpoint, &cards).await?;
+        }
+        let this = Self { workers, card, lora_routes: runtime_config.system.lora_routes };
         if let Some(first) = this.runtime() {
             this.register_routes(first.system());
         }
@@ -206,6 +221,9 @@ impl Workers {
             }
             async move { Ok(serde_json::json!({"status": "ok", "workers": cleared})) }
         });
+        if self.lora_routes {
+            adapters::register_routes(system, self.workers.iter().map(|worker| &worker.adapters));
+        }
     }
 
     /// The model that they serve.
@@ -239,24 +257,28 @@ impl Starting {
         let ranks = 0..config.data_parallel_size;
         let scope = runtime.scope().child("engine");
         let observer = KvPublisher::start(worker_id, ranks, publisher, &families.load, &scope);
+        let adapters = Arc::<LoadedAdapters>::default();
         let (of_engine, listeners) = match wire {
-            Some((host, ports)) => over_the_wire(host, ports, &config, &observer, &families.intake)?,
+            Some((host, ports)) => {
+                over_the_wire(host, ports, &config, &adapters, &observer, &families.intake)?
+            }
             None => (observer.clone() as Arc<dyn EngineObserver>, Vec::new()),
         };
         let spawner = scope.clone();
         let engine = Arc::new(MockEngine::start(config, of_engine, |task| {
             spawner.spawn("rank", task);
         })?);
-        Ok(Self { runtime, observer, scope, listeners, engine })
+        Ok(Self { runtime, observer, scope, listeners, engine, adapters })
     }
 
     async fn register(
         self,
         endpoint: &EndpointId,
         card: &ModelCard,
+        loras: &[String],
         families: &Families,
     ) -> Result<Worker, WorkerError> {
-        let Self { runtime, observer, scope, listeners, engine } = self;
+        let Self { runtime, observer, scope, listeners, engine, adapters: loaded } = self;
         let worker_id = runtime.incarnation().worker_id.get();
         let beside = |name: &str| EndpointId { endpoint: name.to_owned(), ..endpoint.clone() };
         let metrics = families.component.endpoint(endpoint, worker_id);
@@ -265,17 +287,17 @@ impl Starting {
         // What answers questions about the model and its cache is there before anybody can ask.
         let queries = runtime.serve_endpoint(beside(KV_QUERY_ENDPOINT), Arc::new(queries)).await?;
         let files = runtime.serve_endpoint(beside(MODEL_FILES_ENDPOINT), Arc::new(files)).await?;
-        let generate = GenerateHandler::new(engine.clone(), metrics);
+        let generate = GenerateHandler::new(engine.clone(), metrics).with_adapters(loaded.clone());
         let generate = runtime.serve_endpoint(endpoint.clone(), Arc::new(generate)).await?;
-        let record = ModelRecord {
-            endpoint: endpoint.clone(),
-            incarnation: runtime.incarnation(),
-            card: serde_json::to_value(card)?,
-            suffix: None,
-        };
-        let model = runtime.announce(Record::Model(record)).await?;
+        let model = announce_model(&runtime, endpoint, card).await?;
+        let adapters = WorkerAdapters::new(runtime.clone(), endpoint.clone(), card.clone(), loaded);
+        for name in loras {
+            let loading = adapters.register(name, None).await;
+            loading.map_err(|error| WorkerError::Adapter { name: name.clone(), error })?;
+        }
         Ok(Worker {
             runtime,
+            adapters: Arc::new(adapters),
             _model: model,
             _endpoints: [generate, queries, files],
             _listeners: listeners,
@@ -284,17 +306,35 @@ impl Starting {
     }
 }
 
+/// The card of a model and those of its adapters. Finds names that cannot be before anything is started.
+fn cards_of(base: &ModelCard, adapters: &[String]) -> Result<Vec<ModelCard>, WorkerError> {
+    let mut cards = vec![base.clone()];
+    for name in adapters {
+        let refused = |error| WorkerError::Adapter { name: name.clone(), error };
+        let card = base.adapter_card(name, None).map_err(|error| refused(error.into()))?;
+        if let Some(other) = cards.iter().find(|other| other.key_suffix() == card.key_suffix()) {
+            return Err(refused(AdapterError::SameKey(name.clone(), other.display_name.clone())));
+        }
+        if cards.len() > MAX_ADAPTERS {
+            return Err(refused(AdapterError::Full));
+        }
+        cards.push(card);
+    }
+    Ok(cards)
+}
+
 /// Lets the engine publish on sockets of its own, and `publisher` listen there.
 fn over_the_wire(
     host: IpAddr,
     ports: WirePorts,
     config: &MockerConfig,
+    adapters: &Arc<LoadedAdapters>,
     publisher: &Arc<KvPublisher>,
     metrics: &EngineIntakeMetrics,
 ) -> Result<(Arc<dyn EngineObserver>, Vec<EngineListener>), WorkerError> {
     let block_size = BlockSize::new(config.block_size).ok_or(MockConfigError::Zero("block_size"))?;
-    let wire =
-        EngineWire::start(host, ports, config.data_parallel_size, config.block_size, publisher.clone())?;
+    let (ranks, size) = (config.data_parallel_size, config.block_size);
+    let wire = EngineWire::start(host, ports, ranks, size, adapters.clone(), publisher.clone())?;
     let metrics = metrics.of_worker(publisher.worker_id());
     let listeners = wire.endpoints().iter().zip(0..).map(|(endpoint, rank)| {
         let source =

@@ -13,6 +13,7 @@ fn workers_at(endpoint: &str) -> WorkerConfig {
         num_workers: 1,
         wire_ports: Vec::new(),
         taints: Vec::new(),
+        loras: Vec::new(),
         engine: MockerConfig::default(),
     }
 }

@@ -13,6 +13,7 @@ fn registered(worker_id: u64, block_size: u32) -> Registered {
         endpoint: EndpointId::new("dynamo", "backend", "generate"),
         incarnation: Incarnation { worker_id: WorkerId::from_bits(worker_id), epoch: Epoch::from_unix_ms(1) },
         checksum: card.checksum(),
+        is_adapter: false,
         card: Arc::new(card),
     }
 }

@@ -17,6 +17,8 @@ pub(crate) struct Booking {
     id: Option<ReservationId>,
     worker: WorkerRank,
     overlap_blocks: u32,
+    /// Of the request, where other routers are told.
+    lora_name: Option<String>,
     /// Of the prompt, if it has one: a sequence begins with its first block's own hash.
     first_block: Option<LocalBlockHash>,
     started: Instant,
@@ -41,8 +43,10 @@ impl Booking {
         router.meters.requests_started.inc();
         router.meters.input_tokens.observe(input_tokens as f64);
         router.meters.hit_rate.observe(cached as f64 / input_tokens.max(1) as f64);
+        let told = request.adapter.filter(|_| router.replicas.is_some());
         let booking = Self {
             router,
+            lora_name: told.map(|adapter| adapter.name.to_owned()),
             id: Some(reservation.id),
             worker: selection.worker,
             overlap_blocks: selection.overlap_blocks,
@@ -134,7 +138,7 @@ impl Booking {
     /// Tells other routers, where there are any.
     fn tell(&self, what: impl FnOnce(&Router) -> ActiveSequenceChange) {
         if let (Some(replicas), Some(id)) = (&self.router.replicas, self.id) {
-            let told = replicas.tell(id, self.worker, what(&self.router));
+            let told = replicas.tell(id, self.worker, what(&self.router), self.lora_name.clone());
             if !told {
                 self.router.meters.outbox_full.inc();
             }

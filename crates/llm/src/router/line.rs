@@ -52,6 +52,7 @@ struct Eligible {
     pinned_rank: Option<DpRank>,
     excluded: Vec<u64>,
     required_taints: Vec<String>,
+    adapter: Option<String>,
 }
 
 impl Eligible {
@@ -61,13 +62,14 @@ impl Eligible {
             pinned_rank: self.pinned_rank,
             excluded: &self.excluded,
             required_taints: &self.required_taints,
+            adapter: self.adapter.as_deref(),
             ..SelectRequest::default()
         }
     }
 
     /// 0 for whoever goes anywhere; else the same for the same workers.
     fn lane(&self) -> u64 {
-        let is_bound = self.pinned_worker.is_some() || self.pinned_rank.is_some();
+        let is_bound = self.pinned_worker.is_some() || self.pinned_rank.is_some() || self.adapter.is_some();
         if !is_bound && self.excluded.is_empty() && self.required_taints.is_empty() {
             return 0;
         }
@@ -92,6 +94,7 @@ impl Wanted {
             pinned_rank: select.pinned_rank,
             excluded: select.excluded.to_vec(),
             required_taints: select.required_taints.to_vec(),
+            adapter: select.adapter.map(str::to_owned),
         };
         Self { class, who, isl_tokens: select.isl_tokens, cached_tokens }
     }

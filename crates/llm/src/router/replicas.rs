@@ -38,10 +38,15 @@ impl Replicas {
     }
 
     /// Tells the others; `false` if there was no room.
-    pub(super) fn tell(&self, id: ReservationId, worker: WorkerRank, data: ActiveSequenceChange) -> bool {
+    pub(super) fn tell(
+        &self,
+        id: ReservationId,
+        worker: WorkerRank,
+        data: ActiveSequenceChange,
+        lora_name: Option<String>,
+    ) -> bool {
         let request_id = id.number().to_string();
-        let event =
-            ActiveSequenceEvent { request_id, worker, data, router_id: self.router_id, lora_name: None };
+        let event = ActiveSequenceEvent { request_id, worker, data, router_id: self.router_id, lora_name };
         let told = self.outbox.lock().push(event);
         self.wake.notify_one();
         told

@@ -18,6 +18,8 @@ pub(crate) struct RoutedWorker {
     pub(crate) draining: bool,
     /// Labels that requests may ask for.
     pub(crate) taints: Vec<String>,
+    /// Adapters that it has, in order.
+    pub(crate) adapters: Vec<String>,
 }
 
 impl RoutedWorker {
@@ -26,7 +28,8 @@ impl RoutedWorker {
     }
 
     pub(super) fn profile(&self) -> WorkerProfile {
-        WorkerProfile { limits: self.limits, taints: self.taints.clone(), ..WorkerProfile::default() }
+        let (taints, adapters) = (self.taints.clone(), Some(self.adapters.clone()));
+        WorkerProfile { limits: self.limits, taints, adapters }
     }
 }
 
@@ -41,11 +44,21 @@ pub struct Session {
     pub is_final: bool,
 }
 
+/// The adapter that a request is for: it goes to workers that have it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WantedAdapter<'a> {
+    pub(crate) name: &'a str,
+    /// Whether it is a model by a worker's card. If not, workers may have it without a word: it binds only while a card
+    /// names it.
+    pub(crate) is_registered: bool,
+}
+
 /// What a request asks of the router.
 #[derive(Clone, Copy)]
 pub(crate) struct RouteRequest<'a> {
     pub(crate) tokens: &'a [u32],
     pub(crate) seed: HashSeed,
+    pub(crate) adapter: Option<WantedAdapter<'a>>,
     pub(crate) pinned_worker: Option<u64>,
     pub(crate) pinned_rank: Option<DpRank>,
     pub(crate) expected_output_tokens: Option<u32>,

@@ -21,6 +21,7 @@ pub(super) const WORKER: RoutedWorker = RoutedWorker {
     limits: RankLimits { total_kv_blocks: None, max_num_batched_tokens: Some(100), max_num_seqs: None },
     draining: false,
     taints: Vec::new(),
+    adapters: Vec::new(),
 };
 
 fn with_workers(config: RouterConfig, workers: &[u64]) -> Arc<Router> {
@@ -52,6 +53,7 @@ pub(super) fn request<'a>(tokens: &'a [u32], excluded: &'a [u64]) -> RouteReques
     RouteRequest {
         tokens,
         seed: HashSeed::PLAIN,
+        adapter: None,
         pinned_worker: None,
         pinned_rank: None,
         expected_output_tokens: None,

@@ -15,7 +15,8 @@ fn seen(worker_id: u64, epoch: u64, state: InstanceState) -> Seen {
 
 fn registered(workers: &[(u64, u64)]) -> WorkerCards {
     let card = |&(worker_id, epoch): &(u64, u64)| {
-        (worker_id, WorkerCard { epoch, runtime_config: RuntimeConfigCard::default() })
+        let runtime_config = RuntimeConfigCard::default();
+        (worker_id, WorkerCard { epoch, runtime_config, adapters: Vec::new() })
     };
     WorkerCards { own: workers.iter().map(card).collect(), others: BTreeSet::new() }
 }
@@ -73,4 +74,25 @@ fn a_worker_that_cannot_be_taken_on_is_not_told_of() {
     cards.own.get_mut(&7).unwrap().runtime_config = runtime_config;
     assert_eq!(told(sync.update(&[seen(7, 1, InstanceState::Ready)], cards)), "");
     assert!(sync.routed.is_empty());
+}
+
+#[test]
+fn a_worker_in_doubt_keeps_its_adapters_and_one_that_unloads_does_not() {
+    let mut sync = sync();
+    let ready = [seen(7, 1, InstanceState::Ready)];
+    let with = |adapters: &[&str]| {
+        let mut cards = registered(&[(7, 1)]);
+        cards.own.get_mut(&7).unwrap().adapters = adapters.iter().map(|&name| name.to_owned()).collect();
+        cards
+    };
+    assert_eq!(told(sync.update(&ready, with(&["sql"]))), "+7@1");
+    assert!(sync.router.has_adapter("sql"));
+    assert_eq!(told(sync.update(&ready, with(&["chat", "sql"]))), "", "it is the same worker");
+    assert!(sync.router.has_adapter("chat"));
+    sync.update(&ready, with(&["chat"]));
+    assert!(!sync.router.has_adapter("sql"));
+    sync.update(&[seen(7, 1, InstanceState::InDoubt)], registered(&[]));
+    assert!(sync.router.has_adapter("chat"));
+    sync.update(&[], registered(&[]));
+    assert!(!sync.router.has_adapter("chat"));
 }

@@ -159,7 +159,9 @@ impl GlobalRouter {
             return None;
         }
         let card: ModelCard = serde_json::from_value(record.card).ok()?;
-        (card.display_name == self.config.model_name).then_some((record.endpoint, card))
+        // Adapters are their workers' own: who has which is not known here.
+        let is_wanted = card.lora.is_none() && card.display_name == self.config.model_name;
+        is_wanted.then_some((record.endpoint, card))
     }
 }
 

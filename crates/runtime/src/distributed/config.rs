@@ -89,6 +89,7 @@ impl RuntimeConfig {
                 health_path: "/health".into(),
                 live_path: "/live".into(),
                 admin,
+                lora_routes: false,
                 starting,
             },
             metrics: Metrics::new(),

@@ -11,6 +11,7 @@ const LIVE_PATH: Key =
     Key::new("system-live-path").env(&["DYN_SYSTEM_LIVE_PATH"]).expects("a path like /live");
 const ADMIN: Key = Key::new("system-admin").env(&["DYN_SYSTEM_ADMIN"]).expects("loopback or open");
 const ADMIN_TOKEN: Key = Key::new("system-admin-token").env(&["DYN_SYSTEM_ADMIN_TOKEN"]).secret();
+const LORAS: Key = Key::new("lora-enabled").env(&["DYN_LORA_ENABLED"]).expects("true or false");
 const STARTING: Key = Key::new("system-starting-health-status")
     .env(&["DYN_SYSTEM_STARTING_HEALTH_STATUS"])
     .expects("ready or notready");
@@ -26,8 +27,10 @@ pub struct SystemConfig {
     pub health_path: String,
     /// The path of the liveness check.
     pub live_path: String,
-    /// Who may call `/engine/*`.
+    /// Who may call `/engine/*` and `/v1/loras`.
     pub admin: AdminAccess,
+    /// Whether there is `/v1/loras`, by which adapters are loaded and unloaded.
+    pub lora_routes: bool,
     /// The status until something else is known.
     pub starting: HealthStatus,
 }
@@ -45,7 +48,8 @@ pub struct SystemFlags {
 
 impl SystemConfig {
     /// From `DYN_SYSTEM_HOST`, `_PORT`, `_HEALTH_PATH`, `_LIVE_PATH`, `_STARTING_HEALTH_STATUS`, `_ADMIN` and
-    /// `_ADMIN_TOKEN`, or the file's keys, below the flags. A token, once set, is wanted from every peer.
+    /// `_ADMIN_TOKEN`, and `DYN_LORA_ENABLED`, or the file's keys, below the flags. A token, once set, is wanted from every
+    /// peer.
     pub fn resolve(layers: &mut Layers<'_>, flags: SystemFlags) -> Result<Self, ConfigError> {
         layers.also_known(&["DYN_SYSTEM_ENABLED", "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS"]);
         let host = layers.value(&HOST, flags.host, "0.0.0.0".to_owned())?;
@@ -77,8 +81,9 @@ impl SystemConfig {
             (None, Some("open")) => AdminAccess::Open,
             (None, _) => AdminAccess::Loopback,
         };
+        let lora_routes = layers.switch(&LORAS, None, false)?;
         let starting = layers.value(&STARTING, None, HealthStatus::NotReady)?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        Ok(Self { host, port, health_path, live_path, admin, starting })
+        Ok(Self { host, port, health_path, live_path, admin, lora_routes, starting })
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! `/live` answers while the event loop turns, whatever else is wrong: it is for restarting a process that hangs. `/ready` and
 //! `/health` say whether it can serve: they are for sending it traffic. `/metrics` and `/metadata` are for all;
-//! `/engine/<route>` calls what the engine has registered, and answers peers on this host only unless configured otherwise.
+//! `/engine/<route>` calls what the engine has registered, and answers peers on this host only unless configured otherwise; so
+//! does `/v1/loras`, where it is enabled.
 
 mod access;
 mod config;
 mod engine_routes;
+mod loras;
 mod respond;
 mod server;
 mod state;

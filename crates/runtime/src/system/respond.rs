@@ -1,5 +1,6 @@
 //! What each route answers.
 
+use super::loras::LoraTarget;
 use super::{AdminAccess, Refusal, SystemConfig, SystemState};
 use crate::metrics::{Metrics, TEXT_CONTENT_TYPE};
 use bytes::Bytes;
@@ -25,12 +26,13 @@ pub(super) struct Site {
     health_path: String,
     live_path: String,
     admin: AdminAccess,
+    lora_routes: bool,
 }
 
 impl Site {
     pub(super) fn new(config: &SystemConfig, state: SystemState, metrics: Metrics) -> Self {
-        let SystemConfig { health_path, live_path, admin, .. } = config.clone();
-        Self { state, metrics, health_path, live_path, admin }
+        let SystemConfig { health_path, live_path, admin, lora_routes, .. } = config.clone();
+        Self { state, metrics, health_path, live_path, admin, lora_routes }
     }
 
     pub(super) async fn respond(&self, peer: IpAddr, request: Request<Incoming>) -> Answer {
@@ -38,6 +40,11 @@ impl Site {
         if let Some(route) = path.strip_prefix("/engine/") {
             let route = route.to_owned();
             return self.engine(peer, &route, request).await;
+        }
+        if self.lora_routes
+            && let Some(target) = LoraTarget::of(path)
+        {
+            return self.loras(peer, target, request).await;
         }
         if request.method() != Method::GET && request.method() != Method::HEAD {
             return error(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed", "use GET");
@@ -73,12 +80,18 @@ impl Site {
         answer(StatusCode::OK, TEXT_CONTENT_TYPE, text.into())
     }
 
-    async fn engine(&self, peer: IpAddr, route: &str, request: Request<Incoming>) -> Answer {
+    /// The answer to somebody who may not call administration routes.
+    pub(super) fn refusal(&self, peer: IpAddr, route: &str, request: &Request<Incoming>) -> Option<Answer> {
         let authorization = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
         let has_origin = request.headers().contains_key(ORIGIN);
-        if let Err(refusal) = self.admin.check(peer, authorization, has_origin) {
-            tracing::warn!(%peer, route, %refusal, "administration route refused");
-            return refused(refusal);
+        let refusal = self.admin.check(peer, authorization, has_origin).err()?;
+        tracing::warn!(%peer, route, %refusal, "administration route refused");
+        Some(refused(refusal))
+    }
+
+    async fn engine(&self, peer: IpAddr, route: &str, request: Request<Incoming>) -> Answer {
+        if let Some(refusal) = self.refusal(peer, route, &request) {
+            return refusal;
         }
         let routes = self.state.routes();
         if !routes.contains(route) {
@@ -101,7 +114,7 @@ impl Site {
 }
 
 /// The body as JSON; `{}` if there is none.
-async fn read_json(request: Request<Incoming>) -> Result<Value, Box<Answer>> {
+pub(super) async fn read_json(request: Request<Incoming>) -> Result<Value, Box<Answer>> {
     let bad = |code, what: &str, why: &str| Box::new(error(code, what, why));
     let reading = Limited::new(request.into_body(), MAX_BODY).collect();
     let body = match tokio::time::timeout(BODY_TIME, reading).await {
@@ -135,15 +148,15 @@ fn refused(refusal: Refusal) -> Answer {
     }
 }
 
-fn no_route(route: &str) -> Answer {
+pub(super) fn no_route(route: &str) -> Answer {
     error(StatusCode::NOT_FOUND, "Route not found", &format!("no engine route is registered as {route}"))
 }
 
-fn error(code: StatusCode, what: &str, message: &str) -> Answer {
+pub(super) fn error(code: StatusCode, what: &str, message: &str) -> Answer {
     json_answer(code, &json!({ "error": what, "message": message }))
 }
 
-fn json_answer(code: StatusCode, value: &Value) -> Answer {
+pub(super) fn json_answer(code: StatusCode, value: &Value) -> Answer {
     answer(code, "application/json", value.to_string().into())
 }
 

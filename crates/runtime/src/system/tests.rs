@@ -122,6 +122,38 @@ async fn engine_routes_take_json_or_nothing_by_any_method() {
 }
 
 #[tokio::test]
+async fn adapters_are_loaded_by_a_path_of_their_own_where_that_is_enabled() {
+    let load = r#"{"lora_name": "org/sql", "source": {"uri": "s3://bucket/sql"}}"#;
+    let off = running(config([])).await;
+    assert_eq!(off.get("/v1/loras").await.0, 404);
+    let server = running(config([("DYN_LORA_ENABLED", "yes")])).await;
+    assert_eq!(server.get("/v1/loras").await.0, 404, "no engine here has adapters");
+    let routes = server.state.routes();
+    routes.register("list_loras", |_| async { Ok(json!({"status": "success", "count": 0, "loras": {}})) });
+    routes.register("load_lora", |body| async move { Ok(body) });
+    routes.register("unload_lora", |body| async move {
+        Ok(json!({"status": "error", "message": format!("no {}", body["lora_name"])}))
+    });
+    let (code, body) = server.get("/v1/loras").await;
+    assert_eq!((code, &json_of(&body)["status"]), (200, &json!("success")));
+    let (code, body) = server.ask("POST", "/v1/loras", "", load).await;
+    assert_eq!((code, json_of(&body)), (200, json_of(load)));
+    for wrong in ["", "{}", r#"{"lora_name": "a"}"#, r#"{"lora_name": 1, "source": {"uri": "x"}}"#, "{"] {
+        assert_eq!(server.ask("POST", "/v1/loras", "", wrong).await.0, 400, "{wrong}");
+    }
+    let (code, body) = server.ask("DELETE", "/v1/loras/org/sql", "", "").await;
+    assert_eq!((code, &json_of(&body)["message"]), (500, &json!("no \"org/sql\"")));
+    assert_eq!(server.ask("DELETE", "/v1/loras", "", "").await.0, 405);
+    assert_eq!(server.get("/v1/loras/org/sql").await.0, 405);
+    assert_eq!(server.ask("GET", "/v1/loras", "origin: http://elsewhere\r\n", "").await.0, 403);
+    let token = running(config([("DYN_LORA_ENABLED", "1"), ("DYN_SYSTEM_ADMIN_TOKEN", "s3cret")])).await;
+    for method in ["GET", "POST"] {
+        assert_eq!(token.ask(method, "/v1/loras", "", load).await.0, 401);
+    }
+    assert_eq!(token.ask("DELETE", "/v1/loras/a", "", "").await.0, 401);
+}
+
+#[tokio::test]
 async fn a_body_over_the_limit_is_refused() {
     let server = running(config([])).await;
     server.state.routes().register("echo", |body| async { Ok(body) });

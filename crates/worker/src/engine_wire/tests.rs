@@ -20,9 +20,13 @@ fn tokens(blocks: std::ops::Range<u32>) -> Vec<TokenId> {
 }
 
 fn stored(parent: Option<u64>, blocks: std::ops::Range<u32>) -> KvCacheEventData {
+    stored_under(HashSeed::PLAIN, parent, blocks)
+}
+
+fn stored_under(seed: HashSeed, parent: Option<u64>, blocks: std::ops::Range<u32>) -> KvCacheEventData {
     let block = |(number, own): (u32, &[TokenId])| StoredBlock {
         block_hash: ExternalBlockHash(u64::from(number) + 1),
-        tokens_hash: LocalBlockHash::of(own, HashSeed::PLAIN),
+        tokens_hash: LocalBlockHash::of(own, seed),
     };
     let own = tokens(blocks.clone());
     let blocks = blocks.zip(own.chunks(SIZE as usize)).map(block).collect();
@@ -36,6 +40,7 @@ struct Setting {
     _listeners: Vec<EngineListener>,
     metrics: SourceMetrics,
     subscriber: EventSubscriber,
+    adapters: Arc<LoadedAdapters>,
 }
 
 impl Setting {
@@ -48,7 +53,11 @@ impl Setting {
         let load = LoadGauges::new(runtime.metrics()).unwrap();
         let publisher = KvPublisher::start(7, 0..ranks, publisher, &load, runtime.scope());
         let host = Ipv4Addr::LOCALHOST.into();
-        let wire = EngineWire::start(host, WirePorts::default(), ranks, SIZE, publisher.clone()).unwrap();
+        let adapters: Arc<LoadedAdapters> = Arc::default();
+        let wire =
+            EngineWire::start(host, WirePorts::default(), ranks, SIZE, adapters.clone(), publisher.clone())
+                .unwrap();
+
         let metrics = EngineIntakeMetrics::new(runtime.metrics()).unwrap().of_worker(7);
         let size = BlockSize::new(block_size).unwrap();
         let listen = |endpoint: &EngineEndpoint| {
@@ -56,7 +65,7 @@ impl Setting {
             EngineListener::start(endpoint.clone(), source, metrics.clone()).unwrap()
         };
         let listeners = wire.endpoints().iter().map(listen).collect();
-        Self { runtime, wire: Arc::new(wire), _listeners: listeners, metrics, subscriber }
+        Self { runtime, wire: Arc::new(wire), _listeners: listeners, metrics, subscriber, adapters }
     }
 
     async fn event(&mut self) -> RouterEvent {
@@ -95,6 +104,25 @@ async fn what_a_simulated_engine_publishes_comes_out_as_it_was() {
 }
 
 #[tokio::test]
+async fn blocks_of_an_adapter_keep_its_hashes_over_the_wire() {
+    let mut setting = Setting::new(1, SIZE).await;
+    setting.adapters.load("sql");
+    let wire = setting.wire.clone();
+    let seed = HashSeed::new(Some("sql"), None);
+    // The base model's and the adapter's in one batch, and one that continues the adapter's.
+    let both = vec![stored(None, 0..2), stored_under(seed, None, 7..9)];
+    wire.kv_events_with_tokens(0, both.clone(), &[tokens(0..2), tokens(7..9)].concat());
+    for data in both {
+        assert_eq!(setting.event().await.event.data, data);
+    }
+    setting.adapters.unload("sql");
+    let next = stored_under(seed, Some(9), 9..10);
+    wire.kv_events_with_tokens(0, vec![next.clone()], &tokens(9..10));
+    assert_eq!(setting.event().await.event.data, next, "of a request that still runs");
+    setting.runtime.runtime().shutdown(ShutdownReason::Requested);
+}
+
+#[tokio::test]
 async fn blocks_of_another_size_are_left_out_and_take_no_number() {
     let mut setting = Setting::new(1, 2 * SIZE).await;
     setting.wire.kv_events_with_tokens(0, vec![stored(None, 0..3)], &tokens(0..3));
@@ -117,7 +145,8 @@ fn ports_that_there_are_not_are_refused() {
         fn load(&self, _: ActiveLoad) {}
     }
     let start = |ports, ranks| {
-        EngineWire::start(Ipv4Addr::LOCALHOST.into(), ports, ranks, SIZE, Arc::new(Nobody)).err()
+        EngineWire::start(Ipv4Addr::LOCALHOST.into(), ports, ranks, SIZE, Arc::default(), Arc::new(Nobody))
+            .err()
     };
     let refused = start(WirePorts { events: u16::MAX, replay: 0 }, 2);
     assert!(matches!(refused, Some(EngineWireError::Ports { ranks: 2, .. })));

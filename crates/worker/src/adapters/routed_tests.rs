@@ -1,0 +1,146 @@
+//! Requests for an adapter from a router to a simulated engine, and the engine's blocks back to the router.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use dynamo_engine_api::{PreprocessedRequest, RoutingHints, StopConditions};
+use dynamo_llm::{EndpointRouter, EndpointRouterConfig, RouterConfig, RouterMode, UNKNOWN_ADAPTER};
+use dynamo_mocker::MockerConfig;
+use dynamo_runtime::{
+    DistributedRuntime, EndpointId, Metrics, Runtime, RuntimeConfig, request_plane::StreamError,
+};
+
+use crate::{WirePorts, WorkerConfig, Workers};
+
+/// Long enough for a busy machine; no test waits it out.
+const PATIENCE: Duration = Duration::from_secs(20);
+const PROMPT: u32 = 40;
+
+async fn workers(config: &RuntimeConfig, loras: &[&str], over_the_wire: bool) -> Workers {
+    let mut config = config.clone();
+    config.metrics = Metrics::new();
+    let runtime = Runtime::with_limits(tokio::runtime::Handle::current(), config.shutdown);
+    let worker = WorkerConfig {
+        model_path: Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/tiny-llama"),
+        model_name: Some("tiny".to_owned()),
+        endpoint: EndpointId::parse("ns.backend.generate"),
+        custom_template: None,
+        context_length: None,
+        num_workers: 1,
+        engine: MockerConfig { speedup_ratio: 0.0, block_size: 4, ..MockerConfig::default() },
+        wire_ports: if over_the_wire { vec![WirePorts::default()] } else { Vec::new() },
+        taints: Vec::new(),
+        loras: loras.iter().map(|&name| name.to_owned()).collect(),
+    };
+    Workers::start(&runtime, worker, config).await.unwrap()
+}
+
+struct Router {
+    router: EndpointRouter,
+    _runtime: DistributedRuntime,
+}
+
+impl Router {
+    async fn new(config: &RuntimeConfig, workers: usize) -> Self {
+        let mut config = config.clone();
+        config.metrics = Metrics::new();
+        let runtime = Runtime::with_limits(tokio::runtime::Handle::current(), config.shutdown);
+        let runtime = DistributedRuntime::new(runtime, config).await.unwrap();
+        let router = EndpointRouterConfig {
+            endpoint: EndpointId::parse("ns.backend.generate"),
+            router: RouterConfig::of(RouterMode::Kv),
+            block_size: None,
+            dump_patience: PATIENCE,
+        };
+        let router = EndpointRouter::start(&runtime, router, runtime.scope().child("router")).unwrap();
+        let this = Self { router, _runtime: runtime };
+        this.until("settled", |router| router.is_settled() && router.loads().len() == workers).await;
+        this
+    }
+
+    async fn until(&self, what: &str, mut is_so: impl FnMut(&EndpointRouter) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so(&self.router) {
+            assert!(Instant::now() < deadline, "{what}: {:?}", self.router.dump());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Sends a prompt and reads the answer; says who gave it.
+    async fn send(&self, request: &PreprocessedRequest) -> Result<u64, StreamError> {
+        let mut request = request.clone();
+        let mut stream = self.router.forward(&mut request, "test".into(), None, Vec::new()).await?;
+        let worker = stream.worker().0;
+        while let Some(item) = stream.stream.next().await {
+            item?;
+        }
+        Ok(worker)
+    }
+
+    fn found(&self, request: &PreprocessedRequest) -> u32 {
+        self.router.best_worker(request).unwrap().1
+    }
+}
+
+fn prompt(lora_name: Option<&str>) -> PreprocessedRequest {
+    PreprocessedRequest {
+        token_ids: (0..PROMPT).map(|place| 5 + place * 7 % 90).collect(),
+        stop_conditions: StopConditions { max_tokens: Some(2), ..StopConditions::default() },
+        routing: RoutingHints { lora_name: lora_name.map(str::to_owned), ..RoutingHints::default() },
+        ..PreprocessedRequest::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_that_an_engine_caches_for_an_adapter_is_found_for_that_adapter_alone() {
+    for over_the_wire in [false, true] {
+        let config = RuntimeConfig::process_local();
+        let _workers = workers(&config, &["sql", "chat"], over_the_wire).await;
+        let router = Router::new(&config, 1).await;
+        let sql = prompt(Some("sql"));
+        router.send(&sql).await.unwrap();
+        router.until("it is found", |_| router.found(&sql) == PROMPT / 4).await;
+        assert_eq!(router.found(&prompt(None)), 0);
+        assert_eq!(router.found(&prompt(Some("chat"))), 0);
+        // The base model's own blocks are other ones.
+        router.send(&prompt(None)).await.unwrap();
+        router.until("it is found", |_| router.found(&prompt(None)) == PROMPT / 4).await;
+        assert_eq!((router.found(&sql), router.found(&prompt(Some("chat")))), (PROMPT / 4, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_for_an_adapter_go_to_the_workers_that_have_it() {
+    let config = RuntimeConfig::process_local();
+    let (plain, adapted) = (workers(&config, &[], false).await, workers(&config, &["sql"], false).await);
+    let id = |workers: &Workers| workers.runtime().unwrap().incarnation().worker_id.get();
+    let router = Router::new(&config, 2).await;
+    router
+        .until("the adapter is known", |router| {
+            (0..20).all(|_| router.best_worker(&prompt(Some("sql"))).unwrap().0.worker_id == id(&adapted))
+        })
+        .await;
+    for _ in 0..6 {
+        assert_eq!(router.send(&prompt(Some("sql"))).await.unwrap(), id(&adapted));
+    }
+    let mut both = std::collections::BTreeSet::new();
+    for place in 0..20 {
+        let mut request = prompt(None);
+        request.token_ids[0] = 100 + place;
+        both.insert(router.send(&request).await.unwrap());
+    }
+    assert_eq!(both, [id(&plain), id(&adapted)].into());
+    // A worker says so itself when it is asked for what it does not have.
+    let mut pinned = prompt(Some("nobody's"));
+    pinned.routing.worker_id = Some(id(&plain));
+    let refused = router.send(&pinned).await;
+    assert!(matches!(&refused, Err(StreamError::Application { code: UNKNOWN_ADAPTER, .. })), "{refused:?}");
+    // Of which no card says anything, any may have it: all are asked.
+    assert!(router.send(&prompt(Some("nobody's"))).await.is_err());
+    drop(adapted);
+    router.until("it is gone", |router| router.loads().len() == 1).await;
+    assert!(router.send(&prompt(Some("sql"))).await.is_err());
+    assert_eq!(router.send(&prompt(None)).await.unwrap(), id(&plain));
+}
