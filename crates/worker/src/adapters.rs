@@ -31,7 +31,7 @@ pub enum AdapterError {
     Loaded(String),
     /// Another one has the same record in discovery.
     #[error(
-        "the adapters {0} and {1} differ in nothing but capitals and punctuation: give one of them another name"
+        "the adapters {0} and {1} do not differ, or in capitals and punctuation alone: give one of them another name"
     )]
     SameKey(String, String),
     /// There is no room for it.
@@ -46,7 +46,7 @@ pub enum AdapterError {
         /// The model that was to be registered.
         adapter: String,
         /// Where.
-        endpoint: EndpointId,
+        endpoint: Box<EndpointId>,
         /// What is there.
         other: String,
         /// Whose.
@@ -186,7 +186,7 @@ pub(crate) async fn check_others(
         if let Some(card) = cards.iter().find(|card| !card.is_compatible(&other)) {
             return Err(AdapterError::Incompatible {
                 adapter: card.display_name.clone(),
-                endpoint: endpoint.clone(),
+                endpoint: Box::new(endpoint.clone()),
                 other: other.display_name,
                 worker_id: record.incarnation.worker_id.get(),
             });

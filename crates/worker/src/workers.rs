@@ -84,10 +84,8 @@ pub enum WorkerError {
     WirePorts { ports: usize, workers: u32 },
     #[error(transparent)]
     Metrics(#[from] MetricsError),
-    #[error("adapter {name:?}: {error}")]
-    Adapter { name: String, error: AdapterError },
     #[error(transparent)]
-    Register(#[from] AdapterError),
+    Adapter(#[from] AdapterError),
     #[error("told to shut down before the engines were ready")]
     ShuttingDown,
 }
@@ -292,8 +290,7 @@ impl Starting {
         let model = announce_model(&runtime, endpoint, card).await?;
         let adapters = WorkerAdapters::new(runtime.clone(), endpoint.clone(), card.clone(), loaded);
         for name in loras {
-            let loading = adapters.register(name, None).await;
-            loading.map_err(|error| WorkerError::Adapter { name: name.clone(), error })?;
+            adapters.register(name, None).await?;
         }
         Ok(Worker {
             runtime,
@@ -307,16 +304,15 @@ impl Starting {
 }
 
 /// The card of a model and those of its adapters. Finds names that cannot be before anything is started.
-fn cards_of(base: &ModelCard, adapters: &[String]) -> Result<Vec<ModelCard>, WorkerError> {
+fn cards_of(base: &ModelCard, adapters: &[String]) -> Result<Vec<ModelCard>, AdapterError> {
     let mut cards = vec![base.clone()];
     for name in adapters {
-        let refused = |error| WorkerError::Adapter { name: name.clone(), error };
-        let card = base.adapter_card(name, None).map_err(|error| refused(error.into()))?;
+        let card = base.adapter_card(name, None)?;
         if let Some(other) = cards.iter().find(|other| other.key_suffix() == card.key_suffix()) {
-            return Err(refused(AdapterError::SameKey(name.clone(), other.display_name.clone())));
+            return Err(AdapterError::SameKey(name.clone(), other.display_name.clone()));
         }
         if cards.len() > MAX_ADAPTERS {
-            return Err(refused(AdapterError::Full));
+            return Err(AdapterError::Full);
         }
         cards.push(card);
     }

@@ -52,7 +52,7 @@ struct Eligible {
     pinned_rank: Option<DpRank>,
     excluded: Vec<u64>,
     required_taints: Vec<String>,
-    adapter: Option<String>,
+    adapter: Option<Box<str>>,
 }
 
 impl Eligible {
@@ -94,7 +94,7 @@ impl Wanted {
             pinned_rank: select.pinned_rank,
             excluded: select.excluded.to_vec(),
             required_taints: select.required_taints.to_vec(),
-            adapter: select.adapter.map(str::to_owned),
+            adapter: select.adapter.map(Into::into),
         };
         Self { class, who, isl_tokens: select.isl_tokens, cached_tokens }
     }

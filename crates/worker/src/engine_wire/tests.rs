@@ -69,12 +69,17 @@ impl Setting {
     }
 
     async fn event(&mut self) -> RouterEvent {
+        let mut events = self.events().await;
+        assert_eq!(events.len(), 1);
+        events.remove(0)
+    }
+
+    /// Those of the next message.
+    async fn events(&mut self) -> Vec<RouterEvent> {
         loop {
             match timeout(PATIENCE, self.subscriber.next()).await.unwrap().unwrap() {
                 EventItem::Event { payload, .. } => {
-                    let mut events: Vec<RouterEvent> = decode_payload(&payload).unwrap();
-                    assert_eq!(events.len(), 1);
-                    return events.remove(0);
+                    return decode_payload(&payload).unwrap();
                 }
                 EventItem::Gap { .. } => panic!("events were dropped"),
                 _ => {}
@@ -112,9 +117,8 @@ async fn blocks_of_an_adapter_keep_its_hashes_over_the_wire() {
     // The base model's and the adapter's in one batch, and one that continues the adapter's.
     let both = vec![stored(None, 0..2), stored_under(seed, None, 7..9)];
     wire.kv_events_with_tokens(0, both.clone(), &[tokens(0..2), tokens(7..9)].concat());
-    for data in both {
-        assert_eq!(setting.event().await.event.data, data);
-    }
+    let came: Vec<KvCacheEventData> = setting.events().await.into_iter().map(|it| it.event.data).collect();
+    assert_eq!(came, both);
     setting.adapters.unload("sql");
     let next = stored_under(seed, Some(9), 9..10);
     wire.kv_events_with_tokens(0, vec![next.clone()], &tokens(9..10));
