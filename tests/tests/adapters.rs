@@ -76,11 +76,17 @@ fn an_adapters_requests_go_to_its_worker_and_it_goes_with_it() {
     let metrics = frontend.metrics();
     assert_eq!(metrics.sum("dynamo_frontend_model_context_length", &["model=\"sql\""]), 8192.0);
     assert!(metrics.sum("dynamo_kvrouter_index_blocks", &["model=\"tiny\""]) > 0.0);
-    assert_eq!(metrics.sum("dynamo_kvrouter_index_blocks", &["model=\"sql\""]), 0.0, "it has no index of its own");
+    assert_eq!(
+        metrics.sum("dynamo_kvrouter_index_blocks", &["model=\"sql\""]),
+        0.0,
+        "it has no index of its own"
+    );
     // A model that nobody has is no model.
     assert_eq!(ask(&frontend, "nobody's", "hello").status, 404);
     adapted.process.signal(Signal::KILL);
-    eventually("the adapter is gone", PATIENCE, || (ask(&frontend, "sql", "hello").status == 404).then_some(()));
+    eventually("the adapter is gone", PATIENCE, || {
+        (ask(&frontend, "sql", "hello").status == 404).then_some(())
+    });
     until_models(&frontend, &["tiny"]);
     assert_eq!(ask(&frontend, "tiny", "hello").status, 200);
     assert_eq!(frontend.metrics().sum("dynamo_frontend_model_context_length", &["model=\"sql\""]), 0.0);
