@@ -1,5 +1,7 @@
 //! A request after templates and tokenizing, as an engine receives it.
 
+use std::collections::BTreeMap;
+
 use dynamo_tokens::TokenId;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +31,33 @@ pub struct PreprocessedRequest {
     pub routing: RoutingHints,
     /// What the client hopes for, where there are pools to choose from.
     pub router: LatencyTargets,
+    /// Settings of the choice that count for this request instead of the router's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_config_override: Option<RouterConfigOverride>,
+}
+
+/// What a request sets of the router's configuration. Absent: as configured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RouterConfigOverride {
+    /// The older setting that the next two go before: the scale of the prefill; 0 also takes away the credit for caches.
+    #[serde(alias = "overlap_weight", skip_serializing_if = "Option::is_none")]
+    pub overlap_score_weight: Option<f64>,
+    /// What a cached block takes off the prompt, in blocks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlap_score_credit: Option<f64>,
+    /// What a block to compute costs beside a block to hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefill_load_scale: Option<f64>,
+    /// 0 takes the cheapest worker, more spreads the choice.
+    #[serde(alias = "temperature", skip_serializing_if = "Option::is_none")]
+    pub router_temperature: Option<f64>,
+    /// Whether it shares blocks with running requests of a common prefix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub assume_kv_reuse: Option<bool>,
+    /// Whether its prompt tokens count until the first token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub track_prefill_tokens: Option<bool>,
 }
 
 /// Latency that a client hopes for: a router over pools chooses by it. Milliseconds.
@@ -91,11 +120,22 @@ pub struct OutputOptions {
     pub skip_special_tokens: Option<bool>,
 }
 
-/// Where a request is to go.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Labels of workers that a request needs or prefers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RoutingConstraints {
+    /// Its worker must have all of these.
+    pub required_taints: Vec<String>,
+    /// Its worker should have these, by weight: the more of them, the cheaper it counts.
+    pub preferred_taints: BTreeMap<String, f64>,
+}
+
+/// Where a request is to go, and its place among others.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RoutingHints {
     /// The worker that must serve it.
+    #[serde(alias = "backend_instance_id")]
     pub worker_id: Option<u64>,
     /// The rank within the worker.
     pub dp_rank: Option<DpRank>,
@@ -107,4 +147,28 @@ pub struct RoutingHints {
     pub cache_salt: Option<String>,
     /// Prompt blocks that the router believes the worker holds.
     pub estimated_prefix_hit_blocks: Option<u32>,
+    /// Workers that may serve it; absent: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_worker_ids: Option<Vec<u64>>,
+    /// Labels of the workers that may, or should, serve it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routing_constraints: Option<RoutingConstraints>,
+    /// Seconds by which it counts as come earlier where requests queue; below 0 counts as 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<f64>,
+    /// Where requests queue, a higher one goes before all lower ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strict_priority: Option<u32>,
+    /// The policy class that it names, where requests queue by classes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy_class: Option<String>,
+    /// The session that it belongs to, where sessions stay with their workers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<String>,
+    /// The session that this one came out of: it begins where that one is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_session_id: Option<String>,
+    /// Whether it is the session's last request.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub session_final: bool,
 }

@@ -374,6 +374,11 @@ impl ActiveSequences {
         }
     }
 
+    /// Prompt tokens that a slot computes in a second, where the tracker measures that and knows it by now.
+    pub fn prefill_speed(&self, slot: Slot) -> Option<f64> {
+        self.prefills.as_ref()?.tokens_per_second(slot.index())
+    }
+
     /// Requests that are counted now.
     pub fn len(&self) -> usize {
         self.live

@@ -192,6 +192,13 @@ impl MatchBuffer {
         self.held_blocks.extend(by_slot_index);
     }
 
+    /// Says how many blocks one slot holds.
+    pub(crate) fn note_held(&mut self, slot: Slot, blocks: u32) {
+        let index = slot.index();
+        self.held_blocks.resize(self.held_blocks.len().max(index + 1), 0);
+        self.held_blocks[index] = blocks;
+    }
+
     /// Lets the larger of two answers count, slot by slot: what is predicted and what is known, say.
     pub fn raise(&mut self, other: &Self) {
         const NOWHERE: u32 = u32::MAX;

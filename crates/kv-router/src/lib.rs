@@ -26,8 +26,10 @@ mod index;
 mod lanes;
 mod local_indexer;
 mod msgpack;
+mod overrides;
 mod queue;
 mod rank_event;
+mod rank_matches;
 mod replica;
 mod router_events;
 mod scheduler;
@@ -69,6 +71,7 @@ pub use queue::{
     QueueConfig, QueueDepth, QueuePolicy, QueueRejected, RouterQueue, Ticket, UnknownClass, Waiting,
 };
 pub use rank_event::RankEvent;
+pub use rank_matches::{IndexQuery, MAX_QUERY_BLOCKS, MalformedMatches, RankMatch, RankMatches};
 pub use replica::{
     ACTIVE_SEQUENCES_TOPIC, ActiveSequenceChange, ActiveSequenceEvent, MAX_REPLICA_BATCH, PrefillLoadHint,
     REPLICA_BATCH_DELAY, ReplicaBookings, ReplicaOutbox, ReplicaOutcome,

@@ -206,6 +206,7 @@ impl Preprocessor {
             annotations: request.annotations.clone(),
             routing,
             router: request.latency_targets,
+            router_config_override: None,
         }
     }
 

@@ -115,6 +115,11 @@ impl Prefills {
         ((passed * tokens_per_second + 0.5) as u64).min(most)
     }
 
+    /// Prompt tokens that a rank computes in a second; none before that is known.
+    pub(super) fn tokens_per_second(&self, slot: usize) -> Option<f64> {
+        self.ranks.get(slot).map(|rank| rank.tokens_per_second).filter(|&speed| speed > 0.0)
+    }
+
     /// A slot's worker is gone, with what was outstanding there.
     pub(super) fn forget(&mut self, slot: usize) {
         let Some(rank) = self.ranks.get_mut(slot) else { return };

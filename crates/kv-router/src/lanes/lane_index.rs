@@ -1,5 +1,7 @@
 //! An index of workers whose events are applied by lanes.
 
+mod ranks;
+
 use std::{
     io,
     ops::Range,

@@ -47,4 +47,12 @@ impl KvScheduler {
     pub fn worker_loads(&self) -> impl Iterator<Item = (WorkerRank, SlotLoad)> + '_ {
         self.candidates().iter().map(|candidate| (candidate.worker, self.active.load(candidate.slot)))
     }
+
+    /// Prompt tokens that ranks compute in a second, of those whose speed is measured and known: see
+    /// [`crate::PrefillLoadModel::Measured`].
+    pub fn prefill_speeds(&self) -> impl Iterator<Item = (WorkerRank, f64)> + '_ {
+        self.candidates()
+            .iter()
+            .filter_map(|candidate| Some((candidate.worker, self.active.prefill_speed(candidate.slot)?)))
+    }
 }

@@ -302,3 +302,16 @@ fn thresholds_and_advice_go_by_what_was_sent() {
     router.scheduler.set_busy_thresholds(busy).unwrap();
     assert_eq!(router.scheduler.eligible(&SelectRequest::default()).count(), 0);
 }
+
+#[test]
+fn measured_speeds_are_told_of_ranks_that_are_there() {
+    let mut router = computing(crate::PrefillLoadModel::Measured);
+    let speeds = |router: &Router| {
+        let speeds = router.scheduler.prefill_speeds();
+        speeds.map(|(worker, speed)| (worker.worker_id, speed.round())).collect::<Vec<_>>()
+    };
+    assert_eq!(speeds(&router), [(0, 10_000.0), (1, 10_000.0)]);
+    router.scheduler.remove_worker(0);
+    assert_eq!(speeds(&router), [(1, 10_000.0)]);
+    assert_eq!(speeds(&computing(crate::PrefillLoadModel::None)), []);
+}

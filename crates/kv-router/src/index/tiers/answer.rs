@@ -51,6 +51,16 @@ impl MatchBuffer {
         self.shared = blocks;
     }
 
+    /// Adds what a slot has below; the answer is complete with [`Self::sort_lower`].
+    pub(crate) fn push_lower(&mut self, found: TierMatch) {
+        self.lower.push(found);
+    }
+
+    /// Brings what slots have below into the order in which it is looked for.
+    pub(crate) fn sort_lower(&mut self) {
+        self.lower.sort_unstable_by_key(|found| order(found.slot));
+    }
+
     /// Lets lower tiers have at least what the device has.
     pub(crate) fn raise_lower(&mut self) {
         if self.lower.is_empty() {
