@@ -1,6 +1,7 @@
 //! How requests are routed: flags and variables.
 
 mod caches;
+mod index_place;
 mod queue;
 mod shared_cache;
 
@@ -12,6 +13,7 @@ use dynamo_kv_router::{
 };
 use dynamo_llm::{RouterConfig, RouterMode};
 use dynamo_runtime::config::{ConfigError, Key, Layers};
+use index_place::IndexPlaceArgs;
 use queue::QueueArgs;
 use shared_cache::SharedCacheArgs;
 
@@ -148,6 +150,8 @@ pub(crate) struct RouterArgs {
     #[arg(long, value_name = "N")]
     router_event_threads: Option<NonZeroUsize>,
     #[command(flatten)]
+    index_place: IndexPlaceArgs,
+    #[command(flatten)]
     caches: CacheArgs,
     #[command(flatten)]
     shared_cache: SharedCacheArgs,
@@ -259,7 +263,18 @@ impl RouterArgs {
         let indexer = if event_threads == NonZeroUsize::MIN { IndexerKind::Radix } else { IndexerKind::Run };
         let indexer = layers.value(&INDEXER, self.router_indexer, indexer)?;
         let min_initial_workers = layers.value(&MIN_WORKERS, self.router_min_initial_workers, 0)?;
-        Ok(RouterConfig { mode, kv, affinity, replica_sync, indexer, event_threads, min_initial_workers })
+        let config = RouterConfig {
+            mode,
+            kv,
+            affinity,
+            replica_sync,
+            index_place: self.index_place.resolve(layers)?,
+            indexer,
+            event_threads,
+            min_initial_workers,
+        };
+        config.check_index_place()?;
+        Ok(config)
     }
 
     fn busy(&self, layers: &mut Layers<'_>) -> Result<BusyThresholds, ConfigError> {

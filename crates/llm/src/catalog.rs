@@ -13,7 +13,8 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
     ChatModel, FileCache, InstanceInfo, ModelCatalog, ModelInfo, RouterConfig, adapter_models::AdapterModel,
-    catalog_metrics::CatalogMetrics, keeper::Keeper, router::RouterMetrics, served_model::ServedModel,
+    catalog_metrics::CatalogMetrics, keeper::Keeper, routed_endpoint::RoutingContext,
+    served_model::ServedModel,
 };
 
 /// Models that become ready at the same instant; more wait for their turn.
@@ -64,16 +65,14 @@ impl Catalog {
             instances: ArcSwap::from_pointee(Vec::new()),
         });
         CatalogMetrics::register(runtime.metrics(), &shared)?;
-        let router_id = runtime.incarnation().worker_id.get();
-        let router_metrics = RouterMetrics::register(runtime.metrics(), router_id, &config.router.kv.queue)?;
+        let routing = Arc::new(RoutingContext::new(runtime, config.router.clone())?);
         let scope = runtime.scope().child("catalog");
         let (built, arrivals) = mpsc::channel(BUILT_CAPACITY);
         let builder = Arc::new(Builder {
             runtime: runtime.clone(),
             cache: FileCache::new(config.file_cache.clone()),
             tokenizing: Arc::new(Semaphore::new(config.tokenizing.max(1))),
-            router: config.router.clone(),
-            router_metrics,
+            routing,
         });
         let keeper = Keeper::new(builder, config.namespace, shared.clone(), scope.clone(), built);
         scope.spawn("models", keeper.run(arrivals));
@@ -118,8 +117,7 @@ pub(crate) struct Builder {
     pub(crate) runtime: DistributedRuntime,
     pub(crate) cache: FileCache,
     pub(crate) tokenizing: Arc<Semaphore>,
-    pub(crate) router: RouterConfig,
-    pub(crate) router_metrics: RouterMetrics,
+    pub(crate) routing: Arc<RoutingContext>,
 }
 
 /// Keeps the list of endpoint instances for `/health`.

@@ -19,6 +19,7 @@ pub(crate) struct CatalogMetrics {
     decode_blocks: IntGaugeVec,
     prefill_tokens: IntGaugeVec,
     active_requests: IntGaugeVec,
+    prefill_speed: IntGaugeVec,
     queue_requests: IntGaugeVec,
     queue_isl_tokens: IntGaugeVec,
     queue_cached_tokens: IntGaugeVec,
@@ -56,6 +57,11 @@ impl CatalogMetrics {
             active_requests: metrics.gauge_vec(
                 "dynamo_frontend_worker_active_requests",
                 "Requests that this router has running on a worker",
+                &WORKER_LABELS,
+            )?,
+            prefill_speed: metrics.gauge_vec(
+                "dynamo_frontend_worker_prefill_tokens_per_second",
+                "Prompt tokens that a worker computes in a second, as this router measured it",
                 &WORKER_LABELS,
             )?,
             queue_requests: metrics.gauge_vec(
@@ -145,6 +151,7 @@ impl CatalogMetrics {
             &self.decode_blocks,
             &self.prefill_tokens,
             &self.active_requests,
+            &self.prefill_speed,
             &self.queue_requests,
             &self.queue_isl_tokens,
             &self.queue_cached_tokens,
@@ -171,6 +178,10 @@ impl CatalogMetrics {
                 self.decode_blocks.with_label_values(&labels).add(load.decode_blocks.round() as i64);
                 self.prefill_tokens.with_label_values(&labels).add(load.prefill_tokens as i64);
                 self.active_requests.with_label_values(&labels).add(i64::from(load.requests));
+            }
+            for (worker, speed) in served.router().prefill_speeds() {
+                let labels = [&worker.worker_id.to_string(), &worker.dp_rank.to_string(), WORKER_TYPE];
+                self.prefill_speed.with_label_values(&labels).set(speed.round() as i64);
             }
             self.cold_workers.with_label_values(&[name]).set(served.cold_workers() as i64);
             let unfound = served.router().unfound_workers();

@@ -1,5 +1,7 @@
 //! A router for one endpoint, for processes that route for others: preprocessed requests in, opaque items out.
 
+mod wishes;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -15,15 +17,16 @@ use dynamo_runtime::{
     metrics::MetricsError,
     request_plane::{OutgoingRequest, ResponseStream, StreamError},
 };
-use dynamo_tokens::{BlockSize, HashSeed};
+use dynamo_tokens::BlockSize;
 use parking_lot::RwLock;
+use wishes::Wishes;
 
 use crate::{
     GenerateError, ModelCard, RouterConfig,
     adapters::{AdapterCards, adapter_at},
     retry::{Candidates, is_for_another},
-    routed_endpoint::RoutedEndpoint,
-    router::{Booking, RouteRequest, RouterMetrics, WantedAdapter},
+    routed_endpoint::{RoutedEndpoint, RoutingContext},
+    router::Booking,
     warmup::DUMP_PATIENCE,
     worker_sync::{WorkerCard, WorkerCards},
 };
@@ -107,17 +110,15 @@ impl EndpointRouter {
         config: EndpointRouterConfig,
         scope: TaskScope,
     ) -> Result<Self, MetricsError> {
-        let router_id = runtime.incarnation().worker_id.get();
-        let metrics = RouterMetrics::register(runtime.metrics(), router_id, &config.router.kv.queue)?;
+        let routing = Arc::new(RoutingContext::new(runtime, config.router.clone())?);
         let shared = Arc::new(Shared {
             routed: RwLock::new(None),
             card: RwLock::new(None),
             mismatched: RwLock::default(),
         });
         let follow = CardFollower {
-            runtime: runtime.clone(),
+            routing,
             config,
-            metrics,
             shared: shared.clone(),
             records: BTreeMap::new(),
             scope: scope.clone(),
@@ -174,6 +175,11 @@ impl EndpointRouter {
         self.routed().map_or_else(QueueDepth::default, |routed| routed.router.queue_depth())
     }
 
+    /// Prompt tokens that ranks compute in a second, of those whose speed is measured and known.
+    pub fn prefill_speeds(&self) -> Vec<(WorkerRank, f64)> {
+        self.routed().map_or_else(Vec::new, |routed| routed.router.prefill_speeds())
+    }
+
     /// What runs on each rank for this router.
     pub fn loads(&self) -> Vec<(WorkerRank, SlotLoad)> {
         self.routed().map_or_else(Vec::new, |routed| routed.router.loads())
@@ -201,10 +207,10 @@ impl EndpointRouter {
         metadata: Vec<(String, String)>,
     ) -> Result<RoutedStream, StreamError> {
         let routed = self.routed().ok_or_else(no_workers)?;
-        let hints = request.routing.clone();
+        let wishes = Wishes::of(request)?;
         let mut candidates = Candidates::avoiding(unavailable(&routed.client));
         loop {
-            let wanted = route_request(request, &hints, candidates.excluded(), deadline);
+            let wanted = wishes.route_request(&request.token_ids, candidates.excluded(), deadline);
             let booking = match routed.router.route(&wanted).await {
                 Ok(booking) => booking,
                 Err(GenerateError::NoWorkers) if candidates.avoid_nobody() => continue,
@@ -228,7 +234,7 @@ impl EndpointRouter {
                     let client = routed.client.clone();
                     return Ok(RoutedStream { stream, incarnation, client, booking });
                 }
-                Err(error) if is_for_another(&error) && hints.worker_id.is_none() => {
+                Err(error) if is_for_another(&error) && !wishes.is_pinned() => {
                     tracing::info!(request_id = %id, worker_id, %error, "asking another worker");
                     candidates.refused_by(worker_id, matches!(error, StreamError::Overloaded(_)));
                 }
@@ -238,14 +244,15 @@ impl EndpointRouter {
     }
 
     /// Whom a request would go to, and how many leading blocks of its prompt that one is believed to hold.
-    pub fn best_worker(&self, request: &PreprocessedRequest) -> Result<(WorkerRank, u32), StreamError> {
+    pub async fn best_worker(&self, request: &PreprocessedRequest) -> Result<(WorkerRank, u32), StreamError> {
         let routed = self.routed().ok_or_else(no_workers)?;
+        let wishes = Wishes::of(request)?;
         let avoided = unavailable(&routed.client);
-        let best = |excluded: &[u64]| {
-            routed.router.best_worker(&route_request(request, &request.routing, excluded, None))
-        };
-        let found = match best(&avoided) {
-            Err(GenerateError::NoWorkers) if !avoided.is_empty() => best(&[]),
+        let tokens = &request.token_ids;
+        let found = match routed.router.best_worker(&wishes.route_request(tokens, &avoided, None)).await {
+            Err(GenerateError::NoWorkers) if !avoided.is_empty() => {
+                routed.router.best_worker(&wishes.route_request(tokens, &[], None)).await
+            }
             found => found,
         };
         found.map_err(refusal)
@@ -259,11 +266,12 @@ impl EndpointRouter {
         deadline: Option<Instant>,
     ) -> Result<(WorkerRank, u32, HeldBooking), StreamError> {
         let routed = self.routed().ok_or_else(no_workers)?;
+        let wishes = Wishes::of(request)?;
         let avoided = unavailable(&routed.client);
-        let wanted = route_request(request, &request.routing, &avoided, deadline);
+        let wanted = wishes.route_request(&request.token_ids, &avoided, deadline);
         let booked = match routed.router.route(&wanted).await {
             Err(GenerateError::NoWorkers) if !avoided.is_empty() => {
-                let anybody = route_request(request, &request.routing, &[], deadline);
+                let anybody = wishes.route_request(&request.token_ids, &[], deadline);
                 routed.router.route(&anybody).await
             }
             booked => booked,
@@ -274,10 +282,13 @@ impl EndpointRouter {
     }
 
     /// What would be on each rank if a request went there.
-    pub fn potential_loads(&self, request: &PreprocessedRequest) -> Result<Vec<PotentialLoad>, StreamError> {
+    pub async fn potential_loads(
+        &self,
+        request: &PreprocessedRequest,
+    ) -> Result<Vec<PotentialLoad>, StreamError> {
         let routed = self.routed().ok_or_else(no_workers)?;
-        let wanted = route_request(request, &request.routing, &[], None);
-        Ok(routed.router.potential_loads(&wanted))
+        let wishes = Wishes::of(request)?;
+        Ok(routed.router.potential_loads(&wishes.route_request(&request.token_ids, &[], None)).await)
     }
 }
 
@@ -313,39 +324,6 @@ impl HeldBooking {
     }
 }
 
-fn seed(request: &PreprocessedRequest) -> HashSeed {
-    HashSeed::new(request.routing.lora_name.as_deref(), request.routing.cache_salt.as_deref())
-}
-
-fn route_request<'a>(
-    request: &'a PreprocessedRequest,
-    hints: &dynamo_engine_api::RoutingHints,
-    excluded: &'a [u64],
-    deadline: Option<Instant>,
-) -> RouteRequest<'a> {
-    RouteRequest {
-        tokens: &request.token_ids,
-        seed: seed(request),
-        // Workers may have adapters of which no card says so: then any may serve.
-        adapter: request
-            .routing
-            .lora_name
-            .as_deref()
-            .map(|name| WantedAdapter { name, is_registered: false }),
-        pinned_worker: hints.worker_id,
-        pinned_rank: hints.dp_rank,
-        expected_output_tokens: hints.expected_output_tokens,
-        excluded,
-        session: None,
-        priority_jump: 0.0,
-        strict_priority: 0,
-        policy_class: None,
-        deadline,
-        required_taints: &[],
-        preferred_taints: &[],
-    }
-}
-
 fn no_workers() -> StreamError {
     StreamError::Unavailable("no worker of this endpoint is known".to_owned())
 }
@@ -354,6 +332,7 @@ fn refusal(error: GenerateError) -> StreamError {
     match error {
         GenerateError::NoWorkers => no_workers(),
         GenerateError::Overloaded => StreamError::Overloaded("all workers are overloaded".to_owned()),
+        GenerateError::QueueTimeout => StreamError::Overloaded(error.to_string()),
         GenerateError::DeadlineExceeded => StreamError::DeadlineExceeded,
         GenerateError::Invalid { message, .. } => StreamError::Application { code: INVALID_REQUEST, message },
         other => StreamError::Application { code: 500, message: other.to_string() },
@@ -390,9 +369,8 @@ async fn open(
 
 /// Follows the cards that are registered for the endpoint.
 struct CardFollower {
-    runtime: DistributedRuntime,
+    routing: Arc<RoutingContext>,
     config: EndpointRouterConfig,
-    metrics: RouterMetrics,
     shared: Arc<Shared>,
     records: BTreeMap<RecordKey, (Incarnation, ModelCard)>,
     scope: TaskScope,
@@ -400,7 +378,7 @@ struct CardFollower {
 
 impl CardFollower {
     async fn run(mut self) {
-        let mut watch = self.runtime.discovery().watch(Query::AllModels);
+        let mut watch = self.routing.runtime.discovery().watch(Query::AllModels);
         let mut tick = tokio::time::interval(TICK);
         let scope = self.scope.clone();
         loop {
@@ -474,17 +452,10 @@ impl CardFollower {
                     tracing::warn!("a card says that blocks have no tokens; give --router-block-size");
                     return;
                 };
-                let (config, endpoint) = (self.config.router.clone(), &self.config.endpoint);
-                let scope = self.scope.child("routed");
-                let starting = RoutedEndpoint::start(
-                    &self.runtime,
-                    config,
-                    endpoint,
-                    block_size,
-                    self.config.dump_patience,
-                    self.metrics.of_model(&first.display_name),
-                    scope,
-                );
+                let (endpoint, patience) = (&self.config.endpoint, self.config.dump_patience);
+                let (model, scope) = (&first.display_name, self.scope.child("routed"));
+                let starting =
+                    RoutedEndpoint::start(&self.routing, endpoint, model, block_size, patience, scope);
                 match starting.await {
                     Ok(routed) => {
                         let routed = Arc::new(routed);

@@ -208,7 +208,7 @@ impl Keeper {
             if over {
                 tracing::info!(model = name, "model is gone: no worker for {KEEP_WITHOUT_WORKERS:?}");
                 served.close();
-                self.builder.router_metrics.forget(name);
+                self.builder.routing.metrics.forget(name);
                 self.absent.remove(name);
             }
             !over

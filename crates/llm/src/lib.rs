@@ -12,6 +12,7 @@ mod catalog_metrics;
 mod endpoint_router;
 mod files;
 mod generation;
+mod index_servers;
 mod keeper;
 mod kv_events;
 mod kv_orders;
@@ -40,11 +41,14 @@ pub use endpoint_router::{EndpointRouter, EndpointRouterConfig, EndpointStatus, 
 pub use files::{FileCache, FileError, MAX_FILE_BYTES, ModelFile, ModelFileKind};
 pub use preprocess::LoadError;
 pub use retry::UNKNOWN_ADAPTER;
-pub use router::{RouterConfig, RouterMode, Session};
+pub use router::{IndexPlace, IndexPlaceError, RouterConfig, RouterMode, Session};
 
 /// The topic of KV events on the event plane; the payload is a MessagePack list of `RouterEvent`s.
 pub const KV_EVENTS_TOPIC: &str = "kv-events";
 /// The endpoint beside a worker's generate endpoint that answers routers which missed KV events.
 pub const KV_QUERY_ENDPOINT: &str = "kv_query";
+/// The endpoint beside the workers' generate endpoint at which a router answers others with its index: see
+/// [`IndexPlace`] and [`dynamo_kv_router::IndexQuery`].
+pub const KV_INDEX_ENDPOINT: &str = "kv_index";
 /// The endpoint beside a worker's generate endpoint that gives the files its card names.
 pub const MODEL_FILES_ENDPOINT: &str = "model_files";

@@ -6,8 +6,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use dynamo_engine_api::{RoutingHints, encode_request};
-use dynamo_kv_router::{BusyThresholds, ConfigError, WorkerRank};
+use dynamo_engine_api::{RoutingConstraints, RoutingHints, encode_request};
+use dynamo_kv_router::{BusyThresholds, ConfigError, RouterOverrides, WorkerRank};
 use dynamo_runtime::{
     Client, Incarnation, Instance, InstanceState, WorkerId,
     request_plane::{OutgoingRequest, ResponseStream, StreamError},
@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     AdviceFuture, ChatModel, ChatRequest, GenerateError, Generation, GenerationFuture, ModelInfo,
-    RequestContext, RoutingAdvice,
+    RequestContext, RoutingAdvice, RoutingWishes,
     generation::{RoutedGeneration, stream_error},
     preprocess::Preprocessor,
     retry::{Candidates, is_for_another},
@@ -106,6 +106,7 @@ impl RoutedModel {
                 lora_name: self.adapter.as_deref().map(str::to_owned),
                 cache_salt: request.cache_salt.clone(),
                 estimated_prefix_hit_blocks: Some(booking.overlap_blocks()),
+                ..place_hints(&request.routing)
             };
             // Token ids take two or three bytes each, the rest some hundred.
             let mut payload = Vec::with_capacity(engine_request.token_ids.len() * 3 + 512);
@@ -141,10 +142,9 @@ impl RoutedModel {
     ) -> Result<RoutingAdvice, GenerateError> {
         let token_ids = self.preprocessor.prompt(&mut request, &self.tokenizing, context.deadline).await?;
         let avoided = self.unavailable();
-        let advised = match self.router.advise(&self.route_request(&request, &token_ids, &avoided, None)) {
-            Err(GenerateError::NoWorkers) if !avoided.is_empty() => {
-                self.router.advise(&self.route_request(&request, &token_ids, &[], None))
-            }
+        let wanted = |excluded| self.route_request(&request, &token_ids, excluded, None);
+        let advised = match self.router.advise(&wanted(&avoided)).await {
+            Err(GenerateError::NoWorkers) if !avoided.is_empty() => self.router.advise(&wanted(&[])).await,
             advised => advised,
         };
         let WorkerRank { worker_id, dp_rank } = advised?;
@@ -187,6 +187,7 @@ impl RoutedModel {
             pinned_worker: request.worker_id,
             pinned_rank: request.dp_rank,
             expected_output_tokens: request.expected_output_tokens,
+            allowed: None,
             excluded,
             session: request.routing.session.as_ref(),
             priority_jump: request.routing.priority_jump,
@@ -195,7 +196,28 @@ impl RoutedModel {
             deadline,
             required_taints: &request.routing.required_taints,
             preferred_taints: &request.routing.preferred_taints,
+            overrides: RouterOverrides::default(),
         }
+    }
+}
+
+/// What a request says of its place among others, for a router behind this one.
+fn place_hints(wishes: &RoutingWishes) -> RoutingHints {
+    let RoutingWishes { required_taints, preferred_taints, session, .. } = wishes;
+    let is_constrained = !required_taints.is_empty() || !preferred_taints.is_empty();
+    let text = |text: &str| text.to_owned();
+    RoutingHints {
+        routing_constraints: is_constrained.then(|| RoutingConstraints {
+            required_taints: required_taints.clone(),
+            preferred_taints: preferred_taints.iter().cloned().collect(),
+        }),
+        priority: (wishes.priority_jump > 0.0).then_some(wishes.priority_jump),
+        strict_priority: (wishes.strict_priority > 0).then_some(wishes.strict_priority),
+        policy_class: wishes.policy_class.as_deref().map(text),
+        session_id: session.as_ref().map(|session| text(&session.id)),
+        parent_session_id: session.as_ref().and_then(|session| session.parent.as_deref().map(text)),
+        session_final: session.as_ref().is_some_and(|session| session.is_final),
+        ..RoutingHints::default()
     }
 }
 

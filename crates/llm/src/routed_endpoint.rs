@@ -8,14 +8,16 @@ use std::{
 use dynamo_kv_router::ACTIVE_SEQUENCES_TOPIC;
 use dynamo_runtime::{
     Client, DistributedRuntime, EndpointId, EventScope, TaskScope, events::EventPlaneError,
+    metrics::MetricsError,
 };
 use dynamo_tokens::BlockSize;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    KV_EVENTS_TOPIC, KV_QUERY_ENDPOINT, RouterConfig,
+    IndexPlace, KV_EVENTS_TOPIC, KV_INDEX_ENDPOINT, KV_QUERY_ENDPOINT, RouterConfig,
+    index_servers::IndexServers,
     kv_events::{Follower, WORKER_NEWS_CAPACITY, WorkerNews},
-    router::{Router, RouterMeters, StartRouterError},
+    router::{MatchSource, RemoteIndex, Router, RouterMetrics, StartRouterError},
     warmup::Warmup,
     worker_count::WorkerCount,
     worker_sync::{WorkerCards, WorkerSync},
@@ -30,6 +32,24 @@ pub(crate) enum FollowError {
     Events(#[from] EventPlaneError),
 }
 
+/// What the routers of a process have in common.
+pub(crate) struct RoutingContext {
+    pub(crate) runtime: DistributedRuntime,
+    pub(crate) config: RouterConfig,
+    pub(crate) metrics: RouterMetrics,
+    /// Answers others with the routers' indexes, where it is to.
+    index_servers: IndexServers,
+}
+
+impl RoutingContext {
+    pub(crate) fn new(runtime: &DistributedRuntime, config: RouterConfig) -> Result<Self, MetricsError> {
+        let router_id = runtime.incarnation().worker_id.get();
+        let metrics = RouterMetrics::register(runtime.metrics(), router_id, &config.kv.queue)?;
+        let index_servers = IndexServers::new(runtime.clone(), metrics.served_queries());
+        Ok(Self { runtime: runtime.clone(), config, metrics, index_servers })
+    }
+}
+
 /// The router of one endpoint, with the tasks that keep it up to date.
 pub(crate) struct RoutedEndpoint {
     pub(crate) router: Arc<Router>,
@@ -41,20 +61,26 @@ pub(crate) struct RoutedEndpoint {
 }
 
 impl RoutedEndpoint {
-    /// Begins to follow the workers of `endpoint`, once it is told which they are. A worker's dump is waited for as long as
-    /// `patience`.
+    /// Begins to follow the workers of `endpoint`, which serve `model`, once it is told which they are. A worker's dump is
+    /// waited for as long as `patience`.
     pub(crate) async fn start(
-        runtime: &DistributedRuntime,
-        config: RouterConfig,
+        context: &Arc<RoutingContext>,
         endpoint: &EndpointId,
+        model: &str,
         block_size: BlockSize,
         patience: Duration,
-        meters: RouterMeters,
         scope: TaskScope,
     ) -> Result<Self, FollowError> {
+        let RoutingContext { runtime, config, metrics, .. } = &**context;
         let router_id = runtime.incarnation().worker_id.get();
         let routed = Arc::new(WorkerCount::new(config.min_initial_workers));
-        let router = Arc::new(Router::new(config, block_size, router_id, meters)?);
+        let index_endpoint = EndpointId { endpoint: KV_INDEX_ENDPOINT.to_owned(), ..endpoint.clone() };
+        let source = MatchSource::new(config, || {
+            let client = runtime.client(index_endpoint.clone());
+            RemoteIndex::new(client, block_size, metrics.remote_queries())
+        });
+        let meters = metrics.of_model(model);
+        let router = Arc::new(Router::new(config.clone(), block_size, router_id, source, meters)?);
         sync_replicas(runtime, &router, endpoint, &scope).await?;
         let client = runtime.client(endpoint.clone());
         let warmup = Arc::new(Warmup::new(patience));
@@ -65,7 +91,22 @@ impl RoutedEndpoint {
         if router.forgets_sent() {
             scope.spawn("sent-prompts", router.clone().forget_sent(scope.clone()));
         }
-        Ok(Self { router, client, cards, routed, warmup, scope })
+        let is_served = config.index_place == IndexPlace::Served && router.wants_events();
+        let this = Self { router, client, cards, routed, warmup, scope };
+        if is_served {
+            this.serve_index(context.clone(), index_endpoint);
+        }
+        Ok(this)
+    }
+
+    /// Lets others ask the index once it knows what the workers hold.
+    fn serve_index(&self, context: Arc<RoutingContext>, endpoint: EndpointId) {
+        let (router, warmup, routed) = (self.router.clone(), self.warmup.clone(), self.routed.clone());
+        let scope = self.scope.clone();
+        self.scope.spawn("serve-index", async move {
+            let is_settled = || warmup.is_settled() && routed.has_begun();
+            context.index_servers.serve(endpoint, &router, is_settled, &scope).await;
+        });
     }
 
     /// Whether requests go to somebody, also if only to workers in doubt.

@@ -4,9 +4,11 @@ mod adapters;
 mod booking;
 mod caches;
 mod classes;
+mod index_place;
 mod line;
 mod meters;
 mod mode;
+mod remote_index;
 mod replicas;
 mod request;
 mod turns;
@@ -19,6 +21,7 @@ use std::{
 
 use adapters::Adapters;
 pub(crate) use booking::Booking;
+pub(crate) use caches::MatchSource;
 use classes::ToldOfClass;
 use dynamo_kv_router::{
     AffinityMode, BusyThresholds, Candidate, ClassId, ConfigError, KvScheduler, LaneConfig, LaneIndex,
@@ -26,11 +29,13 @@ use dynamo_kv_router::{
     Selection, SentPrompts, SessionTable, SlotLoad, StartLanesError, WorkerRank,
 };
 use dynamo_tokens::{BlockSize, LocalBlockHash, SequenceHash, local_block_hashes, sequence_hashes};
+pub use index_place::{IndexPlace, IndexPlaceError};
 use line::{Line, Turn, Wanted};
 pub(crate) use meters::{RouterMeters, RouterMetrics, WORKER_TYPE};
 pub use mode::{RouterConfig, RouterMode};
 use parking_lot::{Mutex, RwLock};
 use rand::Rng;
+pub(crate) use remote_index::RemoteIndex;
 use replicas::Replicas;
 pub use request::Session;
 pub(crate) use request::{RouteRequest, RoutedWorker, WantedAdapter};
@@ -64,6 +69,9 @@ struct Scratch {
 pub(crate) struct Router {
     config: RouterConfig,
     block_size: BlockSize,
+    /// What says who has a prompt.
+    source: MatchSource,
+    /// Hands out slots, also where it is another index that is asked.
     index: LaneIndex,
     /// What was sent to the workers, where that counts.
     sent: Option<RwLock<SentPrompts>>,
@@ -114,6 +122,7 @@ impl Router {
         config: RouterConfig,
         block_size: BlockSize,
         router_id: u64,
+        source: MatchSource,
         meters: RouterMeters,
     ) -> Result<Self, StartRouterError> {
         let lost = Arc::new(LostRanks::default());
@@ -130,6 +139,7 @@ impl Router {
             sent: caches::memory(&config).map(RwLock::new),
             config,
             block_size,
+            source,
             index,
             lost,
             unfound: Unfound::default(),
@@ -230,6 +240,11 @@ impl Router {
         self.adapters.contains(adapter)
     }
 
+    /// Prompt tokens that ranks compute in a second, of those whose speed is measured and known.
+    pub(crate) fn prefill_speeds(&self) -> Vec<(WorkerRank, f64)> {
+        self.scheduler.lock().prefill_speeds().collect()
+    }
+
     /// What runs on each rank.
     pub(crate) fn loads(&self) -> Vec<(WorkerRank, SlotLoad)> {
         self.scheduler.lock().worker_loads().collect()
@@ -275,9 +290,9 @@ impl Router {
     }
 
     /// Says where a request would go, and books nothing.
-    pub(crate) fn advise(&self, request: &RouteRequest<'_>) -> Result<WorkerRank, GenerateError> {
+    pub(crate) async fn advise(&self, request: &RouteRequest<'_>) -> Result<WorkerRank, GenerateError> {
         let mut scratch = self.scratch.lock().pop().unwrap_or_default();
-        self.look_up(request, &mut scratch);
+        self.look_up(request, &mut scratch).await;
         let result = self.choose(request, &scratch);
         self.keep(scratch);
         result.map(|selection| selection.worker)
@@ -290,7 +305,7 @@ impl Router {
     ) -> Result<Booking, GenerateError> {
         let started = Instant::now();
         let class = self.class_of_new(request);
-        self.look_up(request, scratch);
+        self.look_up(request, scratch).await;
         let mut turn: Option<Turn> = None;
         let mut waited = Duration::ZERO;
         loop {
@@ -305,15 +320,16 @@ impl Router {
                     let waiting = Instant::now();
                     turn = Some(self.wait(wanted, request).await?);
                     waited += waiting.elapsed();
-                    // Caches have changed in the meantime.
-                    self.find_matches(scratch);
+                    // Caches have changed in the meantime. An index elsewhere is asked in this turn, so that the answer is
+                    // as fresh as the loads; those who wait stand for a round trip more.
+                    self.find_matches(scratch).await;
                 }
             }
         }
     }
 
     /// Hashes the prompt and finds out who has it.
-    fn look_up(&self, request: &RouteRequest<'_>, scratch: &mut Scratch) {
+    async fn look_up(&self, request: &RouteRequest<'_>, scratch: &mut Scratch) {
         scratch.local.clear();
         scratch.sequence.clear();
         scratch.matches.clear();
@@ -326,7 +342,7 @@ impl Router {
         sequence_hashes(&scratch.local, &mut scratch.sequence);
         self.meters.block_hashing.observe(millis(local - start));
         self.meters.seq_hashing.observe(millis(local.elapsed()));
-        self.find_matches(scratch);
+        self.find_matches(scratch).await;
     }
 
     fn try_once(
@@ -391,10 +407,11 @@ impl Router {
             adapter: request.adapter.filter(binds).map(|adapter| adapter.name),
             pinned_worker: request.pinned_worker,
             pinned_rank: request.pinned_rank,
+            allowed: request.allowed,
             excluded: request.excluded,
             required_taints: request.required_taints,
             preferred_taints: request.preferred_taints,
-            ..SelectRequest::default()
+            overrides: request.overrides,
         };
         let (Some(sessions), Some(session), None) = (&self.sessions, request.session, select.pinned_worker)
         else {

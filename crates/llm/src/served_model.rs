@@ -60,10 +60,8 @@ impl ServedModel {
         let preprocessor = tokio::task::spawn_blocking(move || Preprocessor::load(&loading, &files))
             .await
             .map_err(|error| BuildError::Internal(error.to_string()))??;
-        let meters = builder.router_metrics.of_model(&card.display_name);
-        let (runtime, config) = (&builder.runtime, builder.router.clone());
-        let starting =
-            RoutedEndpoint::start(runtime, config, endpoint, block_size, DUMP_PATIENCE, meters, scope);
+        let (routing, name) = (&builder.routing, &card.display_name);
+        let starting = RoutedEndpoint::start(routing, endpoint, name, block_size, DUMP_PATIENCE, scope);
         let routed = starting.await?;
         let model = RoutedModel {
             info: info_of(card),

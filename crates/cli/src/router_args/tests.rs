@@ -1,5 +1,6 @@
 use clap::Parser;
 use dynamo_kv_router::{ApproximateConfig, CachePolicy, CacheSource, QueuePolicy};
+use dynamo_llm::IndexPlace;
 use dynamo_runtime::config::Env;
 
 use super::*;
@@ -138,6 +139,26 @@ fn classes_are_read_from_a_file_and_what_is_wrong_with_it_is_named() {
     assert!(wrong.contains("classes.yaml") && wrong.contains("line 3"), "{wrong}");
     let none = error(&["--router-policy-config", "no/such/file"]);
     assert!(none.contains("--router-policy-config no/such/file"), "{none}");
+}
+
+#[test]
+fn an_index_is_this_processs_own_served_or_elsewhere() {
+    let place = |args: &[&str], env: &[(&'static str, &'static str)]| {
+        let args = [&["--router-mode=kv"], args].concat();
+        resolve(&args, env).map(|config| config.index_place).map_err(|error| format!("{error:#}"))
+    };
+    assert_eq!(place(&[], &[]), Ok(IndexPlace::Own));
+    assert_eq!(place(&["--serve-indexer"], &[]), Ok(IndexPlace::Served));
+    assert_eq!(place(&["--use-remote-indexer"], &[]), Ok(IndexPlace::Elsewhere));
+    let (serve, ask) = (("DYN_SERVE_INDEXER", "true"), ("DYN_USE_REMOTE_INDEXER", "1"));
+    assert_eq!(place(&[], &[serve]), Ok(IndexPlace::Served));
+    assert_eq!(place(&[], &[ask]), Ok(IndexPlace::Elsewhere));
+    let error = place(&["--serve-indexer"], &[ask]).unwrap_err();
+    assert!(error.contains("--serve-indexer and --use-remote-indexer exclude each other"), "{error}");
+    let error = place(&["--use-remote-indexer", "--no-router-kv-events"], &[]).unwrap_err();
+    assert!(error.contains("--use-remote-indexer needs KV events"), "{error}");
+    let error = format!("{:#}", resolve(&["--serve-indexer"], &[]).unwrap_err());
+    assert!(error.contains("give --router-mode kv"), "{error}");
 }
 
 #[test]

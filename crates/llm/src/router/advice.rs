@@ -8,18 +8,21 @@ use crate::GenerateError;
 impl Router {
     /// Whom a request would go to, and how many leading blocks of its prompt that one is believed to hold. Nothing is
     /// booked.
-    pub(crate) fn best_worker(&self, request: &RouteRequest<'_>) -> Result<(WorkerRank, u32), GenerateError> {
+    pub(crate) async fn best_worker(
+        &self,
+        request: &RouteRequest<'_>,
+    ) -> Result<(WorkerRank, u32), GenerateError> {
         let mut scratch = self.scratch.lock().pop().unwrap_or_default();
-        self.look_up(request, &mut scratch);
+        self.look_up(request, &mut scratch).await;
         let result = self.choose(request, &scratch);
         self.keep(scratch);
         result.map(|selection| (selection.worker, selection.overlap_blocks))
     }
 
     /// What would be on each rank if a request went there.
-    pub(crate) fn potential_loads(&self, request: &RouteRequest<'_>) -> Vec<PotentialLoad> {
+    pub(crate) async fn potential_loads(&self, request: &RouteRequest<'_>) -> Vec<PotentialLoad> {
         let mut scratch = self.scratch.lock().pop().unwrap_or_default();
-        self.look_up(request, &mut scratch);
+        self.look_up(request, &mut scratch).await;
         let tokens = request.tokens.len();
         let loads = self.scheduler.lock().potential_loads(&scratch.sequence, tokens, &scratch.matches);
         self.keep(scratch);

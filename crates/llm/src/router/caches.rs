@@ -5,12 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dynamo_kv_router::{CachePolicy, IndexCounts, SentPrompts, WorkerRank};
+use dynamo_kv_router::{CachePolicy, IndexCounts, RankMatches, SentPrompts, WorkerRank};
 use dynamo_runtime::TaskScope;
-use dynamo_tokens::SequenceHash;
+use dynamo_tokens::{LocalBlockHash, SequenceHash};
 use tokio::time::MissedTickBehavior;
 
-use super::{Router, RouterConfig, RouterMode, Scratch, millis};
+use super::{IndexPlace, RemoteIndex, Router, RouterConfig, Scratch, millis};
 
 /// How often what was sent long ago is forgotten: what is sent counts for so much longer than its time at most.
 const FORGET_PERIOD: Duration = Duration::from_millis(100);
@@ -19,35 +19,74 @@ const FORGET_STEP: usize = 2048;
 
 /// The memory of what is sent, where the configuration asks for it.
 pub(super) fn memory(config: &RouterConfig) -> Option<SentPrompts> {
-    let memory = config.kv.caches.sent().filter(|_| uses_caches(config))?;
+    let memory = config.kv.caches.sent().filter(|_| config.uses_caches())?;
     Some(SentPrompts::new(*memory))
 }
 
-fn uses_caches(config: &RouterConfig) -> bool {
-    config.mode == RouterMode::Kv && config.kv.uses_caches()
+/// What says who has cached a prompt.
+pub(crate) enum MatchSource {
+    /// The router's own index, which events of the workers fill.
+    Events,
+    /// An index in another process.
+    Remote(RemoteIndex),
+    /// Nothing: caches do not matter, or what was sent there is all that is known.
+    Nothing,
+}
+
+impl MatchSource {
+    /// What the configuration asks for; `remote` makes an index in another process.
+    pub(crate) fn new(config: &RouterConfig, remote: impl FnOnce() -> RemoteIndex) -> Self {
+        if !config.uses_caches() || !config.kv.caches.uses_events() {
+            return Self::Nothing;
+        }
+        match config.index_place {
+            IndexPlace::Own | IndexPlace::Served => Self::Events,
+            IndexPlace::Elsewhere => Self::Remote(remote()),
+        }
+    }
 }
 
 impl Router {
     /// Whether workers' KV events are of any use to it.
     pub(crate) fn wants_events(&self) -> bool {
-        uses_caches(&self.config) && self.config.kv.caches.uses_events()
+        matches!(self.source, MatchSource::Events)
     }
 
-    /// Finds out who has the prompt that was hashed.
-    pub(super) fn find_matches(&self, scratch: &mut Scratch) {
+    /// Finds out who has the prompt that was hashed. Waits only where the index is in another process; if that one gives no
+    /// answer, what was found before stays.
+    pub(super) async fn find_matches(&self, scratch: &mut Scratch) {
         let start = Instant::now();
-        if self.wants_events() {
-            self.index.find_matches(&scratch.local, &mut scratch.matches);
-            if let Some(sent) = &self.sent {
+        match &self.source {
+            MatchSource::Events => self.index.find_matches(&scratch.local, &mut scratch.matches),
+            MatchSource::Remote(remote) => {
+                if let Some(answer) = remote.ask(&scratch.local).await
+                    && let Err(error) = self.index.find_ranks(&answer, &mut scratch.matches)
+                {
+                    tracing::warn!(%error, "the answer of a served index is of no use");
+                }
+            }
+            MatchSource::Nothing => {}
+        }
+        match (&self.source, &self.sent) {
+            (MatchSource::Nothing, None) => return,
+            (MatchSource::Nothing, Some(sent)) => {
+                sent.read().find_matches(&scratch.sequence, &mut scratch.path, &mut scratch.matches);
+            }
+            (_, Some(sent)) => {
                 sent.read().find_matches(&scratch.sequence, &mut scratch.path, &mut scratch.sent);
                 scratch.matches.raise(&scratch.sent);
             }
-        } else if let Some(sent) = &self.sent {
-            sent.read().find_matches(&scratch.sequence, &mut scratch.path, &mut scratch.matches);
-        } else {
-            return;
+            (_, None) => {}
         }
         self.meters.find_matches.observe(millis(start.elapsed()));
+    }
+
+    /// Adds what each rank has of a prompt, by the index alone, for a router in another process.
+    pub(crate) fn tell_matches(&self, blocks: &[LocalBlockHash], out: &mut RankMatches) {
+        let mut scratch = self.scratch.lock().pop().unwrap_or_default();
+        self.index.find_matches(blocks, &mut scratch.matches);
+        self.index.name_ranks(&scratch.matches, out);
+        self.keep(scratch);
     }
 
     /// A prompt goes to a worker. It counts there from now on, also if the worker refuses it: that happens seldom, and is

@@ -1,7 +1,9 @@
 //! Requests that wait for a worker: the tasks behind a [`RouterQueue`].
 //!
 //! One at a time is called: it chooses and books its worker, and then the next is called. So nobody books on a load that
-//! another is just about to raise, and caches are looked at when it matters. Who waits holds no lock, and leaves the line
+//! another is just about to raise, and caches are looked at when it matters: an index in another process is asked by the
+//! one who was called, and the others wait for that answer too, which comes in some tenths of a millisecond or is given up
+//! after a bounded time. Then what was answered when the request came counts. Who waits holds no lock, and leaves the line
 //! when it is dropped.
 
 use std::{
@@ -41,7 +43,7 @@ struct State {
 
 struct Waiter {
     class: ClassId,
-    who: Eligible,
+    who: Box<Eligible>,
     call: oneshot::Sender<Turn>,
 }
 
@@ -50,6 +52,7 @@ struct Waiter {
 struct Eligible {
     pinned_worker: Option<u64>,
     pinned_rank: Option<DpRank>,
+    allowed: Option<Vec<u64>>,
     excluded: Vec<u64>,
     required_taints: Vec<String>,
     adapter: Option<Box<str>>,
@@ -60,6 +63,7 @@ impl Eligible {
         SelectRequest {
             pinned_worker: self.pinned_worker,
             pinned_rank: self.pinned_rank,
+            allowed: self.allowed.as_deref(),
             excluded: &self.excluded,
             required_taints: &self.required_taints,
             adapter: self.adapter.as_deref(),
@@ -69,7 +73,10 @@ impl Eligible {
 
     /// 0 for whoever goes anywhere; else the same for the same workers.
     fn lane(&self) -> u64 {
-        let is_bound = self.pinned_worker.is_some() || self.pinned_rank.is_some() || self.adapter.is_some();
+        let is_bound = self.pinned_worker.is_some()
+            || self.pinned_rank.is_some()
+            || self.allowed.is_some()
+            || self.adapter.is_some();
         if !is_bound && self.excluded.is_empty() && self.required_taints.is_empty() {
             return 0;
         }
@@ -82,20 +89,21 @@ impl Eligible {
 /// A request on its way into the line.
 pub(super) struct Wanted {
     class: ClassId,
-    who: Eligible,
+    who: Box<Eligible>,
     isl_tokens: usize,
     cached_tokens: usize,
 }
 
 impl Wanted {
     pub(super) fn new(select: &SelectRequest<'_>, class: ClassId, cached_tokens: usize) -> Self {
-        let who = Eligible {
+        let who = Box::new(Eligible {
             pinned_worker: select.pinned_worker,
             pinned_rank: select.pinned_rank,
+            allowed: select.allowed.map(<[u64]>::to_vec),
             excluded: select.excluded.to_vec(),
             required_taints: select.required_taints.to_vec(),
             adapter: select.adapter.map(Into::into),
-        };
+        });
         Self { class, who, isl_tokens: select.isl_tokens, cached_tokens }
     }
 }

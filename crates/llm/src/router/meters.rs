@@ -29,6 +29,8 @@ pub(crate) struct RouterMetrics {
     unknown_classes: IntCounterVec,
     balanced: IntCounterVec,
     replica_events: IntCounterVec,
+    remote_queries: IntCounterVec,
+    served_queries: IntCounterVec,
     queue_full: IntCounter,
     outbox_full: IntCounter,
 }
@@ -120,9 +122,29 @@ impl RouterMetrics {
                 "Events of other routers, by outcome",
                 &["outcome"],
             )?,
+            remote_queries: metrics.counter_vec(
+                "dynamo_kvrouter_remote_index_queries_total",
+                "Questions to indexes in other processes, by what became of them",
+                &["status"],
+            )?,
+            served_queries: metrics.counter_vec(
+                "dynamo_kvrouter_served_index_queries_total",
+                "Questions of other processes to the index of this one, by what became of them",
+                &["status"],
+            )?,
             queue_full: bounds.of("router_queue"),
             outbox_full: bounds.of("replica_outbox"),
         })
+    }
+
+    /// Counts what is asked of indexes elsewhere, by status.
+    pub(crate) fn remote_queries(&self) -> IntCounterVec {
+        self.remote_queries.clone()
+    }
+
+    /// Counts what others ask of this process's indexes, by status.
+    pub(crate) fn served_queries(&self) -> IntCounterVec {
+        self.served_queries.clone()
     }
 
     /// Removes the series of a model that is gone.

@@ -4,6 +4,8 @@ use std::num::NonZeroUsize;
 
 use dynamo_kv_router::{AffinityConfig, IndexerKind, KvRouterConfig, LaneConfig};
 
+use super::IndexPlace;
+
 /// How a worker is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RouterMode {
@@ -62,6 +64,8 @@ pub struct RouterConfig {
     pub affinity: Option<AffinityConfig>,
     /// Tell other routers of the same workers what is sent to them, and count what they say.
     pub replica_sync: bool,
+    /// Where the index is that is asked who has a prompt; see [`RouterConfig::check_index_place`].
+    pub index_place: IndexPlace,
     /// What keeps who holds which blocks.
     pub indexer: IndexerKind,
     /// Threads that apply KV events, where the index can have several.
@@ -78,6 +82,7 @@ impl RouterConfig {
             kv: KvRouterConfig::DEFAULT,
             affinity: None,
             replica_sync: false,
+            index_place: IndexPlace::Own,
             indexer: IndexerKind::Run,
             event_threads: LaneConfig::REFERENCE.lanes,
             min_initial_workers: 0,

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use dynamo_engine_api::DpRank;
-use dynamo_kv_router::{RankLimits, WorkerProfile};
+use dynamo_kv_router::{RankLimits, RouterOverrides, WorkerProfile};
 use dynamo_tokens::HashSeed;
 
 /// A worker of the model, as discovery and its card describe it.
@@ -62,6 +62,8 @@ pub(crate) struct RouteRequest<'a> {
     pub(crate) pinned_worker: Option<u64>,
     pub(crate) pinned_rank: Option<DpRank>,
     pub(crate) expected_output_tokens: Option<u32>,
+    /// Workers that may serve it; absent: all.
+    pub(crate) allowed: Option<&'a [u64]>,
     /// Workers that just refused it.
     pub(crate) excluded: &'a [u64],
     pub(crate) session: Option<&'a Session>,
@@ -77,4 +79,6 @@ pub(crate) struct RouteRequest<'a> {
     pub(crate) required_taints: &'a [String],
     /// Labels that its worker should have, by weight.
     pub(crate) preferred_taints: &'a [(String, f64)],
+    /// Settings of its own.
+    pub(crate) overrides: RouterOverrides,
 }

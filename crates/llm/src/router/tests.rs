@@ -1,4 +1,6 @@
-use dynamo_kv_router::{AffinityConfig, AffinityMode, KvRouterConfig, QueueConfig, RankLimits};
+use dynamo_kv_router::{
+    AffinityConfig, AffinityMode, KvRouterConfig, QueueConfig, RankLimits, RouterOverrides,
+};
 use dynamo_runtime::Metrics;
 use dynamo_tokens::HashSeed;
 
@@ -8,7 +10,12 @@ use super::*;
 pub(crate) fn router_for_tests(config: RouterConfig, block_size: BlockSize) -> Arc<Router> {
     let metrics = RouterMetrics::register(&Metrics::new(), 1, &config.kv.queue).unwrap();
     let meters = metrics.of_model("m");
-    Arc::new(Router::new(config, block_size, 1, meters).unwrap())
+    let source = source(&config);
+    Arc::new(Router::new(config, block_size, 1, source, meters).unwrap())
+}
+
+pub(super) fn source(config: &RouterConfig) -> MatchSource {
+    MatchSource::new(config, || unreachable!("no index elsewhere"))
 }
 
 const FOUR: BlockSize = BlockSize::new(4).unwrap();
@@ -37,7 +44,7 @@ pub(super) fn route(router: &Arc<Router>, request: &RouteRequest<'_>) -> Result<
     futures_now(router.route(request))
 }
 
-fn futures_now<T>(future: impl Future<Output = T>) -> T {
+pub(super) fn futures_now<T>(future: impl Future<Output = T>) -> T {
     let mut future = std::pin::pin!(future);
     match future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
         std::task::Poll::Ready(result) => result,
@@ -57,6 +64,7 @@ pub(super) fn request<'a>(tokens: &'a [u32], excluded: &'a [u64]) -> RouteReques
         pinned_worker: None,
         pinned_rank: None,
         expected_output_tokens: None,
+        allowed: None,
         excluded,
         session: None,
         priority_jump: 0.0,
@@ -65,6 +73,7 @@ pub(super) fn request<'a>(tokens: &'a [u32], excluded: &'a [u64]) -> RouteReques
         deadline: None,
         required_taints: &[],
         preferred_taints: &[],
+        overrides: RouterOverrides::default(),
     }
 }
 
@@ -118,6 +127,38 @@ fn taints_that_a_request_needs_bind_it_in_every_mode() {
     let tokens = [1; 40];
     let wanted = RouteRequest { preferred_taints: &preferred, ..request(&tokens, &[]) };
     assert!((0..6).all(|_| route(&router, &wanted).unwrap().worker().0 == 9));
+}
+
+#[test]
+fn a_request_goes_to_those_that_are_allowed_and_by_its_own_settings() {
+    let router = router(RouterMode::Kv);
+    let tokens: Vec<u32> = (0..40).collect();
+    let only = RouteRequest { allowed: Some(&[8, 10]), ..request(&tokens, &[]) };
+    assert!((0..6).all(|_| route(&router, &only).unwrap().worker().0 == 8));
+    let nobody = RouteRequest { allowed: Some(&[10]), ..request(&tokens, &[]) };
+    assert!(matches!(route(&router, &nobody), Err(GenerateError::NoWorkers)));
+    let uncounted = RouterOverrides { track_prefill_tokens: Some(false), ..RouterOverrides::default() };
+    let uncounted = RouteRequest { overrides: uncounted, ..request(&tokens, &[]) };
+    let _booking = route(&router, &uncounted).unwrap();
+    assert!(router.loads().iter().all(|(_, load)| load.prefill_tokens == 0));
+    assert_eq!(busy(&router), 1);
+}
+
+#[tokio::test]
+async fn who_waits_for_an_allowed_worker_holds_up_nobody_else() {
+    let router = with_workers(queueing(0.3), &[7, 8]);
+    let tokens: Vec<u32> = (0..40).collect();
+    let on = |worker: u64| RouteRequest { pinned_worker: Some(worker), ..request(&tokens, &[]) };
+    let _seven = route(&router, &on(7)).unwrap();
+    let eight = route(&router, &on(8)).unwrap();
+    let only = RouteRequest { allowed: Some(&[7]), ..request(&tokens, &[]) };
+    let anyone = request(&tokens, &[]);
+    let mut only = Box::pin(router.route(&only));
+    let mut anyone = Box::pin(router.route(&anyone));
+    assert!(futures_poll(&mut only).is_none() && futures_poll(&mut anyone).is_none());
+    drop(eight);
+    assert!(futures_poll(&mut only).is_none());
+    assert_eq!(futures_poll(&mut anyone).expect("8 has room").unwrap().worker().0, 8);
 }
 
 #[test]
@@ -368,6 +409,7 @@ fn a_soft_session_goes_elsewhere_when_its_worker_is_busy_and_a_hard_one_does_not
 fn advice_books_nothing() {
     let router = router(RouterMode::Kv);
     let tokens: Vec<u32> = (0..40).collect();
-    let advised = router.advise(&RouteRequest { pinned_worker: Some(9), ..request(&tokens, &[]) }).unwrap();
+    let pinned = RouteRequest { pinned_worker: Some(9), ..request(&tokens, &[]) };
+    let advised = futures_now(router.advise(&pinned)).unwrap();
     assert_eq!((advised.worker_id, busy(&router)), (9, 0));
 }

@@ -1,6 +1,9 @@
 //! `best_worker_id` and `best_worker`: whom a request would go to, and the books of requests that others send.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use dynamo_engine_api::PreprocessedRequest;
 use dynamo_llm::EndpointRouter;
@@ -9,16 +12,18 @@ use dynamo_runtime::{
     request_plane::{Handler, IncomingRequest, Responder, StreamError},
 };
 use serde::Serialize;
+use tokio::sync::Notify;
 
 use super::{
     bookings::{BookingRefused, Bookings},
     generate::INVALID_REQUEST,
-    protocol::{Form, LoadEntry, RouterAnswer, RouterRequest, prompt},
+    protocol::{Form, LoadEntry, RouterAnswer, RouterRequest},
 };
 
 /// Serves `best_worker_id`.
 pub(super) struct BestWorkerIdHandler {
     pub(super) router: EndpointRouter,
+    pub(super) scope: TaskScope,
 }
 
 #[derive(Serialize)]
@@ -31,11 +36,22 @@ struct BestWorker {
 impl Handler for BestWorkerIdHandler {
     fn handle(&self, request: IncomingRequest, responder: Responder) {
         let form = Form::of(&request.payload);
-        let found = form.read::<PreprocessedRequest>(&request.payload).map_err(invalid).and_then(|request| {
-            let (worker, overlap_blocks) = self.router.best_worker(&request)?;
-            Ok(BestWorker { worker_id: worker.worker_id, dp_rank: worker.dp_rank, overlap_blocks })
+        let asked = match form.read::<PreprocessedRequest>(&request.payload) {
+            Ok(asked) => asked,
+            Err(message) => return responder.fail(invalid(message)),
+        };
+        let (router, scope) = (self.router.clone(), self.scope.clone());
+        // An index elsewhere may have to be asked.
+        self.scope.spawn("best-worker-id", async move {
+            let finding = async {
+                let (worker, overlap_blocks) = router.best_worker(&asked).await?;
+                Ok(BestWorker { worker_id: worker.worker_id, dp_rank: worker.dp_rank, overlap_blocks })
+            };
+            tokio::select! {
+                found = finding => answer(form, found, responder),
+                () = scope.cancelled() => {}
+            }
         });
-        answer(form, found, responder);
     }
 }
 
@@ -55,9 +71,13 @@ impl Handler for BestWorkerHandler {
         };
         let desk = Desk { router: self.router.clone(), bookings: self.bookings.clone() };
         let scope = self.scope.clone();
-        // A new request waits for its turn where requests queue.
+        let cancelled = Arc::new(Notify::new());
+        let hook = cancelled.clone();
+        responder.on_cancel(move |_| hook.notify_one());
+        // A new request waits for its turn where requests queue, as long as somebody waits for the answer.
         self.scope.spawn("best-worker", async move {
             tokio::select! {
+                () = cancelled.notified() => {}
                 done = desk.serve(asked, &request.id, request.deadline) => answer(form, done, responder),
                 () = scope.cancelled() => {}
             }
@@ -80,19 +100,21 @@ impl Desk {
     ) -> Result<RouterAnswer, StreamError> {
         let now = Instant::now();
         Ok(match asked {
-            RouterRequest::New { tokens, request_id, lora_name, cache_salt, expected_output_tokens } => {
-                let id = request_id.unwrap_or_else(|| stream_id.to_owned());
+            RouterRequest::New(new) => {
+                let id = new.request_id.clone().unwrap_or_else(|| stream_id.to_owned());
                 self.bookings.admit(&id).map_err(|refused| match refused {
                     BookingRefused::Full => StreamError::Overloaded(refused.to_string()),
                     BookingRefused::Id => invalid(refused.to_string()),
                 })?;
-                let request = prompt(tokens, lora_name, cache_salt, expected_output_tokens);
+                let deadline = earlier(deadline, new.deadline_ms, now);
+                let request = new.into_prompt();
                 let (worker, overlap_blocks, booking) = self.router.book(&request, deadline).await?;
                 self.bookings.keep(id, booking, Instant::now());
                 RouterAnswer::New { worker_id: worker.worker_id, dp_rank: worker.dp_rank, overlap_blocks }
             }
             RouterRequest::PotentialLoads { tokens } => {
-                let loads = self.router.potential_loads(&prompt(tokens, None, None, None))?;
+                let prompt = PreprocessedRequest { token_ids: tokens, ..PreprocessedRequest::default() };
+                let loads = self.router.potential_loads(&prompt).await?;
                 let entry = |load: dynamo_kv_router::PotentialLoad| LoadEntry {
                     worker_id: load.worker.worker_id,
                     dp_rank: load.worker.dp_rank,
@@ -122,6 +144,12 @@ impl Desk {
     }
 }
 
+/// The earlier of the stream's deadline and the request's own, so that nothing is booked for a client that is gone.
+fn earlier(stream: Option<Instant>, own_ms: Option<u64>, now: Instant) -> Option<Instant> {
+    let own = own_ms.and_then(|left| now.checked_add(Duration::from_millis(left)));
+    [stream, own].into_iter().flatten().min()
+}
+
 fn invalid(message: String) -> StreamError {
     StreamError::Application { code: INVALID_REQUEST, message }
 }
@@ -133,5 +161,20 @@ fn answer(form: Form, result: Result<impl Serialize, StreamError>, mut responder
             responder.finish();
         }
         Err(error) => responder.fail(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_earlier_deadline_counts() {
+        let now = Instant::now();
+        let at = |milliseconds| Some(now + Duration::from_millis(milliseconds));
+        assert_eq!(earlier(at(300), Some(200), now), at(200));
+        assert_eq!(earlier(at(100), Some(200), now), at(100));
+        assert_eq!((earlier(None, Some(200), now), earlier(at(100), None, now)), (at(200), at(100)));
+        assert_eq!(earlier(None, Some(u64::MAX), now), now.checked_add(Duration::from_millis(u64::MAX)));
     }
 }

@@ -39,8 +39,18 @@ impl ServiceMetrics {
             gauge("bookings", "Requests that others run and have booked here")?,
         ];
         let late = metrics.counter(&name("late_dumps_total"), "Workers whose dump did not come in time")?;
+        let speed = metrics.gauge_vec(
+            &name("worker_prefill_tokens_per_second"),
+            "Prompt tokens that a worker computes in a second, as this router measured it",
+            &["worker_id", "dp_rank"],
+        )?;
         let router = router.clone();
         metrics.on_scrape(move || {
+            speed.reset();
+            for (worker, tokens) in router.prefill_speeds() {
+                let labels = [worker.worker_id.to_string(), worker.dp_rank.to_string()];
+                speed.with_label_values(&labels).set(tokens.round() as i64);
+            }
             let status = router.status();
             let values = [
                 status.cold_workers,

@@ -17,5 +17,5 @@ mod metrics;
 mod protocol;
 mod service;
 
-pub use protocol::{LoadEntry, RouterAnswer, RouterRequest};
+pub use protocol::{LoadEntry, NewRequest, RouterAnswer, RouterRequest};
 pub use service::{ROUTER_COMPONENT, RouterService, RouterServiceConfig, RouterServiceError};

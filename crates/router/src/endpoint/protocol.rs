@@ -1,7 +1,7 @@
 //! What `best_worker` is asked and answers: maps tagged by `method`, in MessagePack or JSON; the answer is in the form of
 //! the question.
 
-use dynamo_engine_api::{DpRank, PreprocessedRequest, RoutingHints};
+use dynamo_engine_api::{DpRank, PreprocessedRequest, RouterConfigOverride, RoutingHints};
 use serde::{Deserialize, Serialize};
 
 /// A question.
@@ -9,22 +9,7 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "method", rename_all = "snake_case")]
 pub enum RouterRequest {
     /// Chooses a worker and counts the request there until it is marked free.
-    New {
-        /// The prompt.
-        tokens: Vec<u32>,
-        /// Names the request in marks; absent: the stream's own id.
-        #[serde(default)]
-        request_id: Option<String>,
-        /// The adapter.
-        #[serde(default)]
-        lora_name: Option<String>,
-        /// Separates caches of tenants.
-        #[serde(default)]
-        cache_salt: Option<String>,
-        /// Tokens of the answer that are expected.
-        #[serde(default)]
-        expected_output_tokens: Option<u32>,
-    },
+    New(Box<NewRequest>),
     /// What would be on each rank if a request went there.
     PotentialLoads {
         /// The prompt.
@@ -42,6 +27,26 @@ pub enum RouterRequest {
         #[serde(default)]
         request_id: Option<String>,
     },
+}
+
+/// A request that wants a worker. All but the tokens may be absent, and fields that are not known are passed over.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+pub struct NewRequest {
+    /// The prompt.
+    pub tokens: Vec<u32>,
+    /// Names the request in marks; absent: the stream's own id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// Milliseconds from now until its answer is of no use any more. It waits in the queue until then at most, and no longer
+    /// than the stream of this question has time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+    /// Settings of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router_config_override: Option<RouterConfigOverride>,
+    /// Who may serve it, and its place among others.
+    #[serde(flatten)]
+    pub hints: RoutingHints,
 }
 
 /// An answer.
@@ -121,17 +126,15 @@ impl Form {
     }
 }
 
-/// A prompt in the shape that the router takes.
-pub(super) fn prompt(
-    tokens: Vec<u32>,
-    lora_name: Option<String>,
-    cache_salt: Option<String>,
-    expected_output_tokens: Option<u32>,
-) -> PreprocessedRequest {
-    PreprocessedRequest {
-        token_ids: tokens,
-        routing: RoutingHints { lora_name, cache_salt, expected_output_tokens, ..RoutingHints::default() },
-        ..PreprocessedRequest::default()
+impl NewRequest {
+    /// In the shape that the router takes.
+    pub(super) fn into_prompt(self) -> PreprocessedRequest {
+        PreprocessedRequest {
+            token_ids: self.tokens,
+            routing: self.hints,
+            router_config_override: self.router_config_override,
+            ..PreprocessedRequest::default()
+        }
     }
 }
 
@@ -143,13 +146,8 @@ mod tests {
     fn questions_are_tagged_by_method_in_both_forms() {
         let text = br#"{"method": "new", "tokens": [1, 2]}"#;
         assert_eq!(Form::of(text), Form::Json);
-        let expected = RouterRequest::New {
-            tokens: vec![1, 2],
-            request_id: None,
-            lora_name: None,
-            cache_salt: None,
-            expected_output_tokens: None,
-        };
+        let expected =
+            RouterRequest::New(Box::new(NewRequest { tokens: vec![1, 2], ..NewRequest::default() }));
         assert_eq!(Form::Json.read::<RouterRequest>(text).unwrap(), expected);
         let packed = Form::MessagePack.write(&expected).unwrap();
         assert_eq!(Form::of(&packed), Form::MessagePack);
@@ -158,5 +156,38 @@ mod tests {
         assert_eq!(free, RouterRequest::MarkFree { request_id: None });
         let answer = Form::Json.write(&RouterAnswer::FreeMarked { success: true }).unwrap();
         assert_eq!(answer, br#"{"method":"free_marked","success":true}"#);
+    }
+
+    #[test]
+    fn a_new_request_says_all_that_a_choice_can_use() {
+        let text = br#"{"method": "new", "tokens": [1], "request_id": "r", "deadline_ms": 500, "lora_name": "a",
+            "cache_salt": "s", "expected_output_tokens": 9, "worker_id": 9007199254740991, "dp_rank": 1,
+            "allowed_worker_ids": [3, 4], "priority": -2, "strict_priority": 7, "policy_class": "batch",
+            "session_id": "x", "parent_session_id": "y", "session_final": true,
+            "routing_constraints": {"required_taints": ["gpu=b"], "preferred_taints": {"fast": 0.5}},
+            "router_config_override": {"overlap_score_weight": 2, "router_temperature": 0.5, "assume_kv_reuse": false},
+            "news": {"of": ["a", "later", "release"]}}"#;
+        let question: RouterRequest = Form::Json.read(text).unwrap();
+        let RouterRequest::New(new) = &question else { panic!("{question:?}") };
+        let hints = &new.hints;
+        assert_eq!((new.request_id.as_deref(), new.deadline_ms), (Some("r"), Some(500)));
+        assert_eq!((hints.worker_id, hints.dp_rank), (Some((1 << 53) - 1), Some(1)));
+        assert_eq!((hints.lora_name.as_deref(), hints.cache_salt.as_deref()), (Some("a"), Some("s")));
+        assert_eq!((hints.priority, hints.strict_priority), (Some(-2.0), Some(7)));
+        assert_eq!((hints.policy_class.as_deref(), hints.expected_output_tokens), (Some("batch"), Some(9)));
+        assert_eq!(hints.allowed_worker_ids.as_deref(), Some(&[3, 4][..]));
+        let constraints = hints.routing_constraints.as_ref().unwrap();
+        assert_eq!(constraints.required_taints, ["gpu=b"]);
+        assert_eq!(constraints.preferred_taints.get("fast"), Some(&0.5));
+        let session = (hints.session_id.as_deref(), hints.parent_session_id.as_deref(), hints.session_final);
+        assert_eq!(session, (Some("x"), Some("y"), true));
+        let overrides = new.router_config_override.as_ref().unwrap();
+        assert_eq!((overrides.overlap_score_weight, overrides.assume_kv_reuse), (Some(2.0), Some(false)));
+        assert_eq!((overrides.router_temperature, overrides.prefill_load_scale), (Some(0.5), None));
+        // Both forms say the same.
+        let packed = Form::MessagePack.write(&question).unwrap();
+        assert_eq!(Form::MessagePack.read::<RouterRequest>(&packed).unwrap(), question);
+        let prompt = new.as_ref().clone().into_prompt();
+        assert_eq!((&prompt.routing, &prompt.router_config_override), (hints, &new.router_config_override));
     }
 }

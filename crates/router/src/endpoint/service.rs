@@ -110,7 +110,7 @@ impl RouterService {
             worker_id: self.runtime.incarnation().worker_id.get(),
             scope: scope.clone(),
         });
-        let best_id = Arc::new(BestWorkerIdHandler { router: router.clone() });
+        let best_id = Arc::new(BestWorkerIdHandler { router: router.clone(), scope: scope.clone() });
         let best = Arc::new(BestWorkerHandler {
             router: router.clone(),
             bookings: self.bookings.clone(),

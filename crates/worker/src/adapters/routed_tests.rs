@@ -56,13 +56,13 @@ impl Router {
         };
         let router = EndpointRouter::start(&runtime, router, runtime.scope().child("router")).unwrap();
         let this = Self { router, _runtime: runtime };
-        this.until("settled", |router| router.is_settled() && router.loads().len() == workers).await;
+        this.until("settled", async |router| router.is_settled() && router.loads().len() == workers).await;
         this
     }
 
-    async fn until(&self, what: &str, mut is_so: impl FnMut(&EndpointRouter) -> bool) {
+    async fn until(&self, what: &str, mut is_so: impl AsyncFnMut(&EndpointRouter) -> bool) {
         let deadline = Instant::now() + PATIENCE;
-        while !is_so(&self.router) {
+        while !is_so(&self.router).await {
             assert!(Instant::now() < deadline, "{what}: {:?}", self.router.dump());
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -79,8 +79,8 @@ impl Router {
         Ok(worker)
     }
 
-    fn found(&self, request: &PreprocessedRequest) -> u32 {
-        self.router.best_worker(request).unwrap().1
+    async fn found(&self, request: &PreprocessedRequest) -> u32 {
+        self.router.best_worker(request).await.unwrap().1
     }
 }
 
@@ -101,13 +101,14 @@ async fn a_prompt_that_an_engine_caches_for_an_adapter_is_found_for_that_adapter
         let router = Router::new(&config, 1).await;
         let sql = prompt(Some("sql"));
         router.send(&sql).await.unwrap();
-        router.until("it is found", |_| router.found(&sql) == PROMPT / 4).await;
-        assert_eq!(router.found(&prompt(None)), 0);
-        assert_eq!(router.found(&prompt(Some("chat"))), 0);
+        router.until("it is found", async |_| router.found(&sql).await == PROMPT / 4).await;
+        assert_eq!(router.found(&prompt(None)).await, 0);
+        assert_eq!(router.found(&prompt(Some("chat"))).await, 0);
         // The base model's own blocks are other ones.
         router.send(&prompt(None)).await.unwrap();
-        router.until("it is found", |_| router.found(&prompt(None)) == PROMPT / 4).await;
-        assert_eq!((router.found(&sql), router.found(&prompt(Some("chat")))), (PROMPT / 4, 0));
+        router.until("it is found", async |_| router.found(&prompt(None)).await == PROMPT / 4).await;
+        let found = (router.found(&sql).await, router.found(&prompt(Some("chat"))).await);
+        assert_eq!(found, (PROMPT / 4, 0));
     }
 }
 
@@ -118,8 +119,14 @@ async fn requests_for_an_adapter_go_to_the_workers_that_have_it() {
     let id = |workers: &Workers| workers.runtime().unwrap().incarnation().worker_id.get();
     let router = Router::new(&config, 2).await;
     router
-        .until("the adapter is known", |router| {
-            (0..20).all(|_| router.best_worker(&prompt(Some("sql"))).unwrap().0.worker_id == id(&adapted))
+        .until("the adapter is known", async |router| {
+            for _ in 0..20 {
+                let (rank, _) = router.best_worker(&prompt(Some("sql"))).await.unwrap();
+                if rank.worker_id != id(&adapted) {
+                    return false;
+                }
+            }
+            true
         })
         .await;
     for _ in 0..6 {
@@ -140,7 +147,7 @@ async fn requests_for_an_adapter_go_to_the_workers_that_have_it() {
     // Of which no card says anything, any may have it: all are asked.
     assert!(router.send(&prompt(Some("nobody's"))).await.is_err());
     drop(adapted);
-    router.until("it is gone", |router| router.loads().len() == 1).await;
+    router.until("it is gone", async |router| router.loads().len() == 1).await;
     assert!(router.send(&prompt(Some("sql"))).await.is_err());
     assert_eq!(router.send(&prompt(None)).await.unwrap(), id(&plain));
 }

@@ -8,12 +8,12 @@ use std::{
 use dynamo_engine_api::{ExternalBlockHash, PreprocessedRequest, StoredBlock};
 use dynamo_kv_router::{KvRouterConfig, RankEvent};
 use dynamo_llm::{
-    CardOptions, EndpointRouter, EndpointRouterConfig, KV_EVENTS_TOPIC, KV_QUERY_ENDPOINT, ModelCard,
-    RouterConfig, RouterMode,
+    CardOptions, EndpointRouter, EndpointRouterConfig, IndexPlace, KV_EVENTS_TOPIC, KV_QUERY_ENDPOINT,
+    ModelCard, RouterConfig, RouterMode,
 };
 use dynamo_runtime::{
     Announcement, DistributedRuntime, EndpointId, EventScope, Metrics, ModelRecord, Record, Runtime,
-    RuntimeConfig, ServedEndpoint, WorkerId,
+    RuntimeConfig, ServedEndpoint, ShutdownReason, WorkerId,
 };
 use dynamo_tokens::{BlockSize, HashSeed, LocalBlockHash, TokenId, local_block_hashes};
 
@@ -77,42 +77,60 @@ impl Deployment {
     }
 
     async fn router(&self, kv: KvRouterConfig) -> Router {
+        self.router_of(RouterConfig { kv, ..RouterConfig::of(RouterMode::Kv) }).await
+    }
+
+    async fn router_with(&self, index_place: IndexPlace) -> Router {
+        self.router_of(RouterConfig { index_place, ..RouterConfig::of(RouterMode::Kv) }).await
+    }
+
+    async fn router_of(&self, router: RouterConfig) -> Router {
         let runtime = self.member(None).await;
-        let config = EndpointRouterConfig {
-            endpoint: generate(),
-            router: RouterConfig { kv, ..RouterConfig::of(RouterMode::Kv) },
-            block_size: None,
-            dump_patience: PATIENCE,
-        };
+        let config =
+            EndpointRouterConfig { endpoint: generate(), router, block_size: None, dump_patience: PATIENCE };
         let router = EndpointRouter::start(&runtime, config, runtime.scope().child("router")).unwrap();
-        Router { router, _runtime: runtime }
+        Router { router, runtime }
     }
 }
 
 struct Router {
     router: EndpointRouter,
-    _runtime: DistributedRuntime,
+    runtime: DistributedRuntime,
 }
 
 impl Router {
-    async fn until(&self, what: &str, mut is_so: impl FnMut(&EndpointRouter) -> bool) {
+    async fn until(&self, what: &str, mut is_so: impl AsyncFnMut(&EndpointRouter) -> bool) {
         let deadline = Instant::now() + PATIENCE;
-        while !is_so(&self.router) {
+        while !is_so(&self.router).await {
             assert!(Instant::now() < deadline, "{what}: {:?}", self.router.dump());
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
     async fn until_settled(&self, workers: usize) {
-        self.until("settled", |router| router.is_settled() && router.loads().len() == workers).await;
+        self.until("settled", async |router| router.is_settled() && router.loads().len() == workers).await;
     }
 
     /// Whom the prompt goes to, if it is the same one each time, and how much that one has on its device.
-    fn choice(&self) -> Option<(u64, u32)> {
+    async fn choice(&self) -> Option<(u64, u32)> {
         let request = PreprocessedRequest { token_ids: PROMPT.to_vec(), ..PreprocessedRequest::default() };
-        let choose = || self.router.best_worker(&request).map(|(rank, held)| (rank.worker_id, held)).ok();
-        let first = choose()?;
-        (0..20).all(|_| choose() == Some(first)).then_some(first)
+        let mut first = None;
+        for _ in 0..20 {
+            let (rank, held) = self.router.best_worker(&request).await.ok()?;
+            let choice = (rank.worker_id, held);
+            if *first.get_or_insert(choice) != choice {
+                return None;
+            }
+        }
+        first
+    }
+
+    /// Questions to indexes elsewhere that ended so.
+    fn asked(&self, status: &str) -> u64 {
+        let mut text = String::new();
+        self.runtime.metrics().encode_text(&mut text);
+        let series = format!("dynamo_kvrouter_remote_index_queries_total{{status=\"{status}\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok()).unwrap_or(0)
     }
 
     fn held(&self, worker_id: u64) -> Vec<RankEvent> {
@@ -143,9 +161,9 @@ async fn what_one_put_into_shared_storage_counts_for_all_where_a_router_is_told_
         router.until_settled(2).await;
     }
     eight.publisher.report(0, [stored(StorageTier::External, 0..4)]);
-    apart.until("it is 8's", |_| apart.choice() == Some((8, 0))).await;
-    sharing.until("it was told", |_| !sharing.held(8).is_empty()).await;
-    assert_eq!(sharing.choice(), None, "both can load it, at the same price");
+    apart.until("it is 8's", async |_| apart.choice().await == Some((8, 0))).await;
+    sharing.until("it was told", async |_| !sharing.held(8).is_empty()).await;
+    assert_eq!(sharing.choice().await, None, "both can load it, at the same price");
 }
 
 #[tokio::test]
@@ -157,10 +175,10 @@ async fn blocks_on_the_host_count_for_a_router_that_saw_them_come_and_for_one_th
     // One block on the device of 8, and all four in the memory of 7's host.
     eight.publisher.report(0, [stored(StorageTier::Device, 0..1)]);
     seven.publisher.report(0, [stored(StorageTier::HostPinned, 0..3), stored(StorageTier::Disk, 3..4)]);
-    early.until("it saw them", |_| early.choice() == Some((7, 0))).await;
+    early.until("it saw them", async |_| early.choice().await == Some((7, 0))).await;
     let late = deployment.router(KvRouterConfig::DEFAULT).await;
     late.until_settled(2).await;
-    late.until("it was told", |_| late.choice() == Some((7, 0))).await;
+    late.until("it was told", async |_| late.choice().await == Some((7, 0))).await;
     let tiers = |router: &Router| {
         router.held(7).iter().map(|event| event.storage_tier).collect::<std::collections::BTreeSet<_>>()
     };
@@ -175,11 +193,11 @@ async fn blocks_on_the_host_count_for_a_router_that_saw_them_come_and_for_one_th
     };
     let careless = deployment.router(weights).await;
     careless.until_settled(2).await;
-    careless.until("it looks at devices", |_| careless.choice() == Some((8, 1))).await;
+    careless.until("it looks at devices", async |_| careless.choice().await == Some((8, 1))).await;
     // What was offloaded comes back.
     seven.publisher.report(0, [stored(StorageTier::Device, 0..4)]);
     for router in [&early, &late, &careless] {
-        router.until("it is on the device again", |_| router.choice() == Some((7, 4))).await;
+        router.until("it is on the device again", async |_| router.choice().await == Some((7, 4))).await;
     }
 }
 
@@ -193,22 +211,62 @@ async fn a_worker_that_is_back_with_a_higher_epoch_starts_empty() {
         first.publisher.report(0, [stored(StorageTier::Device, block..block + 1)]);
     }
     first.publisher.report(0, [stored(StorageTier::HostPinned, 0..2)]);
-    router.until("it has the prompt", |_| router.choice() == Some((7, 4)) && router.held(7).len() > 1).await;
+    router
+        .until("it has the prompt", async |_| {
+            router.choice().await == Some((7, 4)) && router.held(7).len() > 1
+        })
+        .await;
     let second = deployment.worker(7).await;
     assert!(second.runtime.incarnation() > first.runtime.incarnation());
-    router.until("nothing is left, on any tier", |_| router.held(7).is_empty()).await;
+    router.until("nothing is left, on any tier", async |_| router.held(7).is_empty()).await;
     router.until_settled(1).await;
-    assert_eq!(router.choice(), Some((7, 0)));
+    assert_eq!(router.choice().await, Some((7, 0)));
     // Its events begin with 1 again, and are not taken for old ones.
     second.publisher.report(0, [stored(StorageTier::Device, 0..2)]);
-    router.until("it has what the second one has", |_| router.choice() == Some((7, 2))).await;
+    router.until("it has what the second one has", async |_| router.choice().await == Some((7, 2))).await;
     // The first one is still there and speaks: nobody listens. What the second says after it comes after it.
     first.publisher.report(0, [stored(StorageTier::Device, 0..4)]);
     first.publisher.publish(&first.publisher.ranks[&0], &mut first.publisher.ranks[&0].published.lock());
     second.publisher.report(0, [stored(StorageTier::Device, 2..3)]);
-    router.until("it has one block more", |_| router.choice() == Some((7, 3))).await;
+    router.until("it has one block more", async |_| router.choice().await == Some((7, 3))).await;
     // A router that comes now asks the second one.
     let late = deployment.router(KvRouterConfig::DEFAULT).await;
     late.until_settled(1).await;
-    late.until("it was told", |_| late.choice() == Some((7, 3))).await;
+    late.until("it was told", async |_| late.choice().await == Some((7, 3))).await;
+}
+
+#[tokio::test]
+async fn a_router_without_an_index_chooses_by_one_that_is_served_and_without_it_as_if_nothing_were_cached() {
+    let deployment = Deployment::new();
+    let (seven, eight) = (deployment.worker(7).await, deployment.worker(8).await);
+    let asking = deployment.router_with(IndexPlace::Elsewhere).await;
+    asking.until_settled(2).await;
+    seven.publisher.report(0, [stored(StorageTier::Device, 0..2)]);
+    eight.publisher.report(0, [stored(StorageTier::Device, 0..1), stored(StorageTier::HostPinned, 1..4)]);
+    let request = PreprocessedRequest { token_ids: PROMPT.to_vec(), ..PreprocessedRequest::default() };
+    assert_eq!(asking.router.best_worker(&request).await.map(|(_, held)| held), Ok(0), "nobody to ask");
+    assert!(asking.asked("no_server") > 0);
+    let serving = deployment.router_with(IndexPlace::Served).await;
+    serving.until_settled(2).await;
+    serving.until("it knows", async |_| serving.choice().await == Some((8, 1))).await;
+    // On the device and the host together, as the one that has the index chooses.
+    asking.until("it is told", async |_| asking.choice().await == Some((8, 1))).await;
+    assert!(asking.asked("ok") >= 20);
+    assert_eq!((asking.router.status().index.blocks, serving.asked("ok")), (0, 0));
+    assert!(serving.router.status().index.blocks > 0);
+    // Blocks of running requests are its own to count, and what it books counts by what it was told.
+    let (rank, held, booked) = asking.router.book(&request, None).await.unwrap();
+    assert_eq!((rank.worker_id, held), (8, 1));
+    drop(booked);
+    // The server goes.
+    serving.runtime.runtime().shutdown(ShutdownReason::Requested);
+    let before = asking.asked("ok");
+    asking
+        .until("it is gone", async |router| router.best_worker(&request).await.map(|it| it.1) == Ok(0))
+        .await;
+    // And another one comes.
+    let other = deployment.router_with(IndexPlace::Served).await;
+    other.until_settled(2).await;
+    asking.until("it asks the other", async |_| asking.choice().await == Some((8, 1))).await;
+    assert!(asking.asked("ok") > before);
 }

@@ -9,7 +9,7 @@ use crate::{
     GenerateError, RouterConfig, RouterMode,
     router::{
         Booking, RouteRequest, RoutedWorker, Router, Session, WantedAdapter,
-        tests::{WORKER, request, route, router_for_tests},
+        tests::{WORKER, futures_now, request, route, router_for_tests},
     },
 };
 
@@ -96,7 +96,7 @@ fn a_prompt_cached_for_an_adapter_is_found_for_it_and_not_for_its_base_or_anothe
     let rank = WorkerRank { worker_id: 8, dp_rank: 0 };
     router.index().apply(rank, 1, StorageTier::Device, stored).unwrap();
     router.index().flush(Duration::from_secs(20)).unwrap();
-    let found = |wanted: &RouteRequest<'_>| router.best_worker(wanted).unwrap().1;
+    let found = |wanted: &RouteRequest<'_>| futures_now(router.best_worker(wanted)).unwrap().1;
     assert_eq!(found(&wants("sql", true, &tokens)), 4);
     assert_eq!(found(&wants("chat", true, &tokens)), 0);
     let on_eight = RouteRequest { pinned_worker: Some(8), ..request(&tokens, &[]) };

@@ -3,7 +3,7 @@ use dynamo_tokens::BlockSize;
 
 use super::*;
 use crate::router::{
-    Booking, RoutedWorker, router_for_tests,
+    Booking, RoutedWorker, RouterMode, router_for_tests,
     tests::{WORKER, request},
 };
 
@@ -27,7 +27,7 @@ async fn without_events_a_prompt_is_where_it_was_sent_until_the_worker_goes() {
     let router = router(RouterMode::Kv, CacheSource::Sent(MEMORY));
     assert!(!router.wants_events() && router.forgets_sent());
     let tokens: Vec<u32> = (0..42).collect();
-    router.advise(&request(&tokens, &[])).unwrap();
+    router.advise(&request(&tokens, &[])).await.unwrap();
     assert_eq!(router.sent_counts().blocks, 0, "advice sends nothing");
     let first = send(&router, &tokens).await;
     let (worker_id, overlap) = (first.worker().0, first.overlap_blocks());
@@ -55,7 +55,7 @@ async fn beside_events_the_longer_run_counts_and_the_index_knows_nothing_of_what
     let (worker_id, dp_rank) = sent.worker();
     drop(sent);
     let best = WorkerRank { worker_id, dp_rank };
-    assert_eq!(router.best_worker(&request(&tokens, &[])).unwrap(), (best, 10));
+    assert_eq!(router.best_worker(&request(&tokens, &[])).await.unwrap(), (best, 10));
     // A rank's card is compared with what it said itself.
     assert_eq!((router.index().held_blocks(best), router.sent_counts().blocks), (0, 10));
 }

@@ -6,7 +6,7 @@ use dynamo_tokens::BlockSize;
 
 use super::super::{
     Booking, Router, RouterConfig, RouterMetrics, RouterMode,
-    tests::{WORKER, request, route, settle},
+    tests::{WORKER, request, route, settle, source},
     *,
 };
 use crate::GenerateError;
@@ -21,8 +21,8 @@ fn router(classes: &str) -> (Metrics, RouterMetrics, Arc<Router>) {
         kv: KvRouterConfig { queue, ..KvRouterConfig::REFERENCE },
         ..RouterConfig::of(RouterMode::Kv)
     };
-    let four = BlockSize::new(4).unwrap();
-    let router = Arc::new(Router::new(config, four, 1, families.of_model("m")).unwrap());
+    let (four, source) = (BlockSize::new(4).unwrap(), source(&config));
+    let router = Arc::new(Router::new(config, four, 1, source, families.of_model("m")).unwrap());
     assert!(router.set_worker(&WORKER));
     (metrics, families, router)
 }

@@ -10,7 +10,7 @@ use dynamo_tokens::BlockSize;
 use super::*;
 use crate::router::{
     Booking, RoutedWorker, RouterConfig, RouterMetrics, RouterMode,
-    tests::{WORKER, request},
+    tests::{WORKER, request, source},
 };
 
 /// No test waits longer for anything.
@@ -31,7 +31,8 @@ impl Replica {
         let meters =
             RouterMetrics::register(&metrics, id, &dynamo_kv_router::QueueConfig::OFF).unwrap().of_model("m");
         let config = RouterConfig { replica_sync: true, ..config };
-        let router = Arc::new(Router::new(config, BlockSize::new(4).unwrap(), id, meters).unwrap());
+        let (four, source) = (BlockSize::new(4).unwrap(), source(&config));
+        let router = Arc::new(Router::new(config, four, id, source, meters).unwrap());
         for worker_id in [7, 8] {
             router.set_worker(&RoutedWorker { worker_id, ..WORKER });
         }
