@@ -131,6 +131,74 @@ fn a_router_chooses_who_has_the_prompt_and_keeps_books() {
 }
 
 #[test]
+fn requests_that_others_send_say_who_may_serve_them_and_wait_in_their_place() {
+    let mut stack = Stack::new();
+    let _plain = stack.worker(&WorkerOptions { workers: 2, ..WorkerOptions::default() });
+    let more = ["--worker-taints", "zone=b"].map(str::to_owned).to_vec();
+    let _tainted = stack.worker(&WorkerOptions { more, ..WorkerOptions::default() });
+    // Whatever is outstanding on a worker keeps the next one waiting.
+    let router =
+        stack.router(&["router", "--router-queue-threshold", "0", "--router-min-initial-workers", "3"]);
+    router.wait_until_ready();
+    let client = PlaneClient::join(&stack);
+    let book = |id: &str, hints: Value| {
+        let mut new = json!({"method": "new", "tokens": prompt(1, 160).token_ids, "request_id": id});
+        new.as_object_mut().unwrap().extend(hints.as_object().unwrap().clone());
+        client.ask_json(BEST, &new).map(|booked| booked["worker_id"].as_u64().expect("a worker"))
+    };
+    let mark = |method: &str, id: &str| {
+        let marked = client.ask_json(BEST, &json!({"method": method, "request_id": id})).unwrap();
+        assert_eq!(marked["success"], true, "{id}");
+    };
+    let zone = json!({"routing_constraints": {"required_taints": ["zone=b"]}});
+    let tainted = book("tainted", zone).unwrap();
+    let workers = client.workers("dyn://dynamo.backend.generate");
+    let plain: Vec<u64> = workers.into_iter().filter(|worker| *worker != tainted).collect();
+    assert_eq!(book("allowed", json!({"allowed_worker_ids": [tainted, plain[0]]})), Ok(plain[0]));
+    assert_eq!(book("pinned", json!({"worker_id": plain[1], "dp_rank": 0})), Ok(plain[1]));
+    let refused = book("odd", json!({"router_config_override": {"router_temperature": -1}})).unwrap_err();
+    assert!(refused.contains("router_temperature must be 0 or more"), "{refused}");
+    // All three are busy now.
+    let began = Instant::now();
+    let late = book("late", json!({"deadline_ms": 100})).unwrap_err();
+    assert!(late.contains("in time") && began.elapsed() < Duration::from_secs(10), "{late}");
+    let waiting = || client.ask_json(BEST, &json!({"method": "potential_loads", "tokens": [1]})).unwrap();
+    let order = std::sync::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        let (book, mark, order) = (&book, &mark, &order);
+        let hints = [
+            ("plain", json!({})),
+            ("early", json!({"priority": 1000})),
+            ("strict", json!({"strict_priority": 2, "policy_class": "unheard-of"})),
+            ("bound", json!({"worker_id": plain[0], "strict_priority": 9})),
+        ];
+        for (count, (id, hints)) in (1..).zip(hints) {
+            scope.spawn(move || {
+                let worker = book(id, hints).unwrap();
+                order.lock().unwrap().push((id, worker));
+                mark("mark_prefill", id);
+            });
+            eventually("it waits", Duration::from_secs(10), || {
+                (waiting()["pending_count"] == count).then_some(())
+            });
+        }
+        // One worker is free: the bound one stays.
+        mark("mark_prefill", "tainted");
+        eventually("three went there", Duration::from_secs(10), || {
+            (order.lock().unwrap().len() == 3).then_some(())
+        });
+        mark("mark_prefill", "allowed");
+    });
+    let order = order.into_inner().unwrap();
+    let ids: Vec<&str> = order.iter().map(|(id, _)| *id).collect();
+    assert_eq!(ids, ["strict", "early", "plain", "bound"]);
+    assert_eq!(
+        order.iter().map(|(_, worker)| *worker).collect::<Vec<_>>(),
+        [tainted, tainted, tainted, plain[0]]
+    );
+}
+
+#[test]
 fn a_router_killed_under_load_has_the_same_index_when_it_is_back() {
     let mut stack = Stack::new();
     let options = WorkerOptions {
