@@ -1,5 +1,6 @@
 //! Which worker holds how much of a prompt: the contract of an index, and what implements it.
 
+mod block_uses;
 #[cfg(test)]
 mod concurrent_histories;
 mod concurrent_radix_tree;
@@ -24,6 +25,9 @@ mod shared_sets;
 mod slot_states;
 mod tiers;
 
+use std::time::Instant;
+
+pub use block_uses::FrequencyWindow;
 pub use concurrent_radix_tree::ConcurrentRadixTree;
 use dynamo_engine_api::KvCacheEventData;
 use dynamo_tokens::{LocalBlockHash, SequenceHash};
@@ -74,6 +78,11 @@ pub trait PrefixIndex: Send + Sync {
 pub trait SharedIndex: Send + Sync {
     /// As [`PrefixIndex::find_matches`].
     fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer);
+    /// The same; an index that counts uses counts one of every block found, and notes in `out` those before it.
+    fn find_matches_at(&self, local: &[LocalBlockHash], _now: Instant, out: &mut MatchBuffer) {
+        out.frequencies.clear();
+        self.find_matches(local, out);
+    }
     /// As [`PrefixIndex::held_blocks`].
     fn held_blocks(&self, slot: Slot) -> u32;
     /// As [`PrefixIndex::note_held_blocks`].
@@ -132,6 +141,8 @@ pub struct MatchBuffer {
     pub(crate) lower: Vec<TierMatch>,
     /// Leading blocks in external storage that workers share.
     shared: u32,
+    /// Uses of the blocks found, first block first.
+    frequencies: Vec<u32>,
     /// Scratch: the answer of the lower tiers' own index.
     lower_found: Option<Box<MatchBuffer>>,
     /// Scratch: slot indices that hold all blocks so far.
@@ -156,6 +167,7 @@ impl MatchBuffer {
         self.chain.clear();
         self.lower.clear();
         self.shared = 0;
+        self.frequencies.clear();
         self.astray.clear();
     }
 
@@ -179,6 +191,12 @@ impl MatchBuffer {
     /// The slots with at least one block, in no order.
     pub fn matches(&self) -> &[Match] {
         &self.matches
+    }
+
+    /// How often blocks of the longest run were asked for within the window before this query, first block first. It ends
+    /// before the first block that was not. Empty if the index counts no uses.
+    pub fn frequencies(&self) -> &[u32] {
+        &self.frequencies
     }
 
     /// Adds a slot's run, for indexes outside of this crate.

@@ -55,10 +55,10 @@ pub use event_order::{
 };
 pub use event_pipeline::{EventPipeline, MAX_MESSAGE_BLOCKS, MAX_MESSAGE_EVENTS};
 pub use index::{
-    ApplyError, ConcurrentRadixTree, EventCounters, EventKind, EventStatus, IndexCounts, IndexError,
-    IndexParts, IndexerKind, KvIndex, LockedRadixTree, MAX_LANES, Match, MatchBuffer, PositionalIndexer,
-    PrefixIndex, RadixTree, RunIndex, RunReader, SharedIndex, TierMatch, TieredIndex, TieredWriter,
-    WorkerSlot, with_tiers,
+    ApplyError, ConcurrentRadixTree, EventCounters, EventKind, EventStatus, FrequencyWindow, IndexCounts,
+    IndexError, IndexParts, IndexerKind, KvIndex, LockedRadixTree, MAX_LANES, Match, MatchBuffer,
+    PositionalIndexer, PrefixIndex, RadixTree, RunIndex, RunReader, SharedIndex, TierMatch, TieredIndex,
+    TieredWriter, WorkerSlot, with_tiers,
 };
 pub use lanes::{
     DumpError, FlushError, LaneBroken, LaneConfig, LaneGauges, LaneIndex, LaneReport, RankDump,

@@ -1,12 +1,12 @@
 //! Which index an operator chose.
 
-use std::{fmt, num::NonZeroUsize, str::FromStr, sync::Arc};
+use std::{fmt, num::NonZeroUsize, str::FromStr, sync::Arc, time::Instant};
 
 use dynamo_tokens::LocalBlockHash;
 
 use super::{
-    ConcurrentRadixTree, IndexCounts, LockedRadixTree, MatchBuffer, PositionalIndexer, PrefixIndex, RunIndex,
-    RunReader, SharedIndex,
+    ConcurrentRadixTree, FrequencyWindow, IndexCounts, LockedRadixTree, MatchBuffer, PositionalIndexer,
+    PrefixIndex, RunIndex, RunReader, SharedIndex,
 };
 use crate::Slot;
 
@@ -33,6 +33,13 @@ pub struct IndexParts {
     pub reader: Arc<dyn SharedIndex>,
     /// One for each lane. All events of a slot go to the same one.
     pub writers: Vec<Box<dyn PrefixIndex>>,
+}
+
+impl IndexParts {
+    /// An empty radix tree that counts uses of blocks, the first at `now`.
+    pub fn counting_uses(window: FrequencyWindow, now: Instant) -> Self {
+        parts(LockedRadixTree::with_frequencies(window, now), 1)
+    }
 }
 
 impl IndexerKind {

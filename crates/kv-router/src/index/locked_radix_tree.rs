@@ -1,17 +1,24 @@
 //! The radix tree of one writer, behind a lock.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use dynamo_engine_api::KvCacheEventData;
 use dynamo_tokens::LocalBlockHash;
 use parking_lot::RwLock;
 
-use super::{ApplyError, IndexCounts, MatchBuffer, PrefixIndex, RadixTree, SharedIndex};
+use super::{ApplyError, FrequencyWindow, IndexCounts, MatchBuffer, PrefixIndex, RadixTree, SharedIndex};
 use crate::Slot;
 
 /// A cheap handle on a [`RadixTree`] that threads share. Queries wait for the event that is being applied.
 #[derive(Clone, Default)]
 pub struct LockedRadixTree(Arc<RwLock<RadixTree>>);
+
+impl LockedRadixTree {
+    /// An empty tree that counts uses; see [`RadixTree::with_frequencies`].
+    pub fn with_frequencies(window: FrequencyWindow, now: Instant) -> Self {
+        Self(Arc::new(RwLock::new(RadixTree::with_frequencies(window, now))))
+    }
+}
 
 impl PrefixIndex for LockedRadixTree {
     fn apply(&mut self, slot: Slot, event: &KvCacheEventData) -> Result<(), ApplyError> {
@@ -46,6 +53,10 @@ impl PrefixIndex for LockedRadixTree {
 impl SharedIndex for LockedRadixTree {
     fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer) {
         PrefixIndex::find_matches(self, local, out);
+    }
+
+    fn find_matches_at(&self, local: &[LocalBlockHash], now: Instant, out: &mut MatchBuffer) {
+        self.0.read().find_matches_at(local, now, out);
     }
 
     fn held_blocks(&self, slot: Slot) -> u32 {

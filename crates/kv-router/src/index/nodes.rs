@@ -3,8 +3,12 @@
 //! A child that lies right behind its parent needs no entry in any table: events come in chains, so most do.
 
 use dynamo_tokens::LocalBlockHash;
+use parking_lot::Mutex;
 
-use super::holders::{EMPTY, SetId};
+use super::{
+    block_uses::BlockUses,
+    holders::{EMPTY, SetId},
+};
 
 /// The number of a node.
 pub(super) type NodeId = u32;
@@ -25,6 +29,8 @@ struct Chunk {
     set: [SetId; CHUNK],
     children: [u32; CHUNK],
     used: [u64; CHUNK / 64],
+    /// Only in a tree that counts them; nodes that are not live have none.
+    uses: Option<Box<Uses>>,
     live: u32,
     /// Where the search for a place goes on.
     cursor: u32,
@@ -32,12 +38,17 @@ struct Chunk {
     is_open: bool,
 }
 
+/// The uses of a chunk's nodes. Those who ask have the tree in common, and count.
+type Uses = Mutex<[BlockUses; CHUNK]>;
+
 impl Chunk {
     /// Apart from its callers, whose every call would otherwise probe a stack frame of this size.
     #[cold]
     #[inline(never)]
-    fn new() -> Box<Self> {
+    fn new(counts_uses: bool) -> Box<Self> {
+        let uses = || Box::new(Mutex::new([BlockUses::NONE; CHUNK]));
         Box::new(Self {
+            uses: counts_uses.then(uses),
             local: [0; CHUNK],
             ext: [0; CHUNK],
             parent: [UNUSED; CHUNK],
@@ -77,6 +88,7 @@ pub(super) struct Nodes {
     vacant: Vec<u32>,
     live: usize,
     present: usize,
+    counts_uses: bool,
 }
 
 fn split(id: NodeId) -> (usize, usize) {
@@ -84,8 +96,8 @@ fn split(id: NodeId) -> (usize, usize) {
 }
 
 impl Nodes {
-    pub(super) fn new() -> Self {
-        Self { chunks: Vec::new(), open: Vec::new(), vacant: Vec::new(), live: 0, present: 0 }
+    pub(super) fn new(counts_uses: bool) -> Self {
+        Self { chunks: Vec::new(), open: Vec::new(), vacant: Vec::new(), live: 0, present: 0, counts_uses }
     }
 
     pub(super) fn live(&self) -> usize {
@@ -93,7 +105,8 @@ impl Nodes {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.present * size_of::<Chunk>()
+        let uses = if self.counts_uses { size_of::<Uses>() } else { 0 };
+        self.present * (size_of::<Chunk>() + uses)
             + self.chunks.capacity() * size_of::<Option<Box<Chunk>>>()
             + (self.open.capacity() + self.vacant.capacity()) * size_of::<u32>()
     }
@@ -171,6 +184,17 @@ impl Nodes {
             .count()
     }
 
+    /// Counts a use of `count` nodes from `id` on, all in its chunk. Adds to `before` how often each was used before,
+    /// but for those that were not.
+    pub(super) fn count_uses(&self, id: NodeId, count: usize, part: u32, before: &mut Vec<u32>) {
+        let (chunk, at) = self.chunk(id);
+        if let Some(uses) = &chunk.uses {
+            let mut uses = uses.lock();
+            let of_nodes = uses[at..at + count].iter_mut().map(|uses| uses.add(part));
+            before.extend(of_nodes.filter(|&before| before > 0));
+        }
+    }
+
     /// A new node without holders and children, right behind its parent where that place is unused. `None` when all
     /// numbers are taken.
     pub(super) fn create(&mut self, parent: NodeId, local: u64, ext: u64) -> Option<NodeId> {
@@ -218,7 +242,7 @@ impl Nodes {
                         self.chunks.len() as u32 - 1
                     })
                 })?;
-                self.chunks[index as usize] = Some(Chunk::new());
+                self.chunks[index as usize] = Some(Chunk::new(self.counts_uses));
                 self.present += 1;
                 self.open.push(index);
                 continue;
@@ -237,6 +261,9 @@ impl Nodes {
         let (chunk, at) = self.chunk_mut(id);
         let parent = std::mem::replace(&mut chunk.parent[at], UNUSED);
         chunk.used[at / 64] &= !(1 << (at % 64));
+        if let Some(uses) = &mut chunk.uses {
+            uses.get_mut()[at] = BlockUses::NONE;
+        }
         chunk.live -= 1;
         let (is_empty, was_open) = (chunk.live == 0, std::mem::replace(&mut chunk.is_open, true));
         self.live -= 1;
@@ -253,7 +280,7 @@ impl Nodes {
             chunk.children[at] -= 1;
         }
         if self.live == 0 {
-            *self = Self::new();
+            *self = Self::new(self.counts_uses);
         }
         parent
     }

@@ -1,10 +1,13 @@
 //! A radix tree of blocks, for one writer at a time.
 
+use std::time::Instant;
+
 use dynamo_engine_api::{ExternalBlockHash, KvCacheEventData, StoredBlock};
 use dynamo_tokens::LocalBlockHash;
 
 use super::{
-    ApplyError, IndexCounts, Match, MatchBuffer, PrefixIndex,
+    ApplyError, FrequencyWindow, IndexCounts, Match, MatchBuffer, PrefixIndex,
+    block_uses::Parts,
     holders::{Change, EMPTY, HolderSets, NO_SET, SetId, mix},
     names::{Aliases, Left},
     node_table::NodeTable,
@@ -33,6 +36,8 @@ pub struct RadixTree {
     /// By slot index.
     slots: Vec<Held>,
     held: usize,
+    /// Of the window within which uses count, if they are counted.
+    parts: Option<Parts>,
 }
 
 #[derive(Clone, Copy)]
@@ -57,8 +62,18 @@ impl Default for RadixTree {
 impl RadixTree {
     /// An empty tree.
     pub fn new() -> Self {
+        Self::counting(None)
+    }
+
+    /// An empty tree that counts how often its blocks are asked for by [`Self::find_matches_at`], from `now` on. It takes
+    /// 20 bytes a node more, and a block that the tree gives up loses its uses.
+    pub fn with_frequencies(window: FrequencyWindow, now: Instant) -> Self {
+        Self::counting(Some(Parts::new(window, now)))
+    }
+
+    fn counting(parts: Option<Parts>) -> Self {
         Self {
-            nodes: Nodes::new(),
+            nodes: Nodes::new(parts.is_some()),
             sets: HolderSets::new(),
             children: NodeTable::new(),
             names: NodeTable::new(),
@@ -66,7 +81,53 @@ impl RadixTree {
             aliases: Aliases::default(),
             slots: Vec::new(),
             held: 0,
+            parts,
         }
+    }
+
+    /// As [`PrefixIndex::find_matches`]; counts a use of every block of the longest run, and notes those before it within
+    /// the window as [`MatchBuffer::frequencies`].
+    pub fn find_matches_at(&self, local: &[LocalBlockHash], now: Instant, out: &mut MatchBuffer) {
+        let Some(parts) = self.parts else { return self.find_matches(local, out) };
+        let part = parts.number(now);
+        let mut before = std::mem::take(&mut out.frequencies);
+        before.clear();
+        self.walk(local, out, |id, count| self.nodes.count_uses(id, count, part, &mut before));
+        out.frequencies = before;
+    }
+
+    /// Finds matches; calls `visit` with the first node and the length of each stretch of the longest run, root first.
+    #[inline]
+    fn walk(&self, local: &[LocalBlockHash], out: &mut MatchBuffer, mut visit: impl FnMut(NodeId, usize)) {
+        out.clear();
+        let MatchBuffer { matches, active, .. } = out;
+        let (mut depth, mut at, mut set) = (0, ROOT, NO_SET);
+        while let Some(wanted) = local.get(depth) {
+            let Some(child) = self.child(at, wanted.0) else { break };
+            let holders = self.nodes.set(child);
+            if holders != set {
+                if depth == 0 {
+                    active.extend_from_slice(self.sets.get(holders));
+                } else {
+                    keep_members(active, self.sets.get(holders), |gone| {
+                        let slot = self.slots[gone as usize].slot;
+                        matches.push(Match { slot, device_blocks: depth as u32 });
+                    });
+                }
+                if active.is_empty() {
+                    break;
+                }
+                set = holders;
+            }
+            let behind = self.nodes.follow(child, set, &local[depth + 1..]);
+            visit(child, behind + 1);
+            depth += 1 + behind;
+            at = child + behind as NodeId;
+        }
+        matches.extend(active.drain(..).map(|index| {
+            let slot = self.slots[index as usize].slot;
+            Match { slot, device_blocks: depth as u32 }
+        }));
     }
 
     fn child(&self, parent: NodeId, local: u64) -> Option<NodeId> {
@@ -349,34 +410,7 @@ impl PrefixIndex for RadixTree {
     }
 
     fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer) {
-        out.clear();
-        let MatchBuffer { matches, active, .. } = out;
-        let (mut depth, mut at, mut set) = (0, ROOT, NO_SET);
-        while let Some(wanted) = local.get(depth) {
-            let Some(child) = self.child(at, wanted.0) else { break };
-            let holders = self.nodes.set(child);
-            if holders != set {
-                if depth == 0 {
-                    active.extend_from_slice(self.sets.get(holders));
-                } else {
-                    keep_members(active, self.sets.get(holders), |gone| {
-                        let slot = self.slots[gone as usize].slot;
-                        matches.push(Match { slot, device_blocks: depth as u32 });
-                    });
-                }
-                if active.is_empty() {
-                    break;
-                }
-                set = holders;
-            }
-            let behind = self.nodes.follow(child, set, &local[depth + 1..]);
-            depth += 1 + behind;
-            at = child + behind as NodeId;
-        }
-        matches.extend(active.drain(..).map(|index| {
-            let slot = self.slots[index as usize].slot;
-            Match { slot, device_blocks: depth as u32 }
-        }));
+        self.walk(local, out, |_, _| {});
     }
 
     fn dump(&self, slot: Slot) -> Vec<KvCacheEventData> {
@@ -418,5 +452,7 @@ pub(super) fn keep_members(active: &mut Vec<u32>, members: &[u32], mut gone: imp
     });
 }
 
+#[cfg(test)]
+mod frequency_tests;
 #[cfg(test)]
 mod tests;

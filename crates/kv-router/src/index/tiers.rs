@@ -6,9 +6,12 @@
 //! names stands for it. Slots without lower tiers cost nothing there. One more stand-in is for all slots: it holds what
 //! any of them has in external storage, which all can load.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
 };
 
 use dynamo_engine_api::{ExternalBlockHash, KvCacheEventData, StorageTier, StoredBlock};
@@ -101,6 +104,17 @@ impl TieredIndex {
     /// Replaces `out` by who holds how much of a prompt, on the device and on lower tiers.
     pub fn find_matches(&self, local: &[LocalBlockHash], out: &mut MatchBuffer) {
         self.device.find_matches(local, out);
+        self.find_lower(local, out);
+    }
+
+    /// The same, as [`SharedIndex::find_matches_at`]. Blocks on lower tiers have no uses.
+    pub fn find_matches_at(&self, local: &[LocalBlockHash], now: Instant, out: &mut MatchBuffer) {
+        self.device.find_matches_at(local, now, out);
+        self.find_lower(local, out);
+    }
+
+    /// Adds what there is on lower tiers to what is on the device.
+    fn find_lower(&self, local: &[LocalBlockHash], out: &mut MatchBuffer) {
         self.device.note_held_blocks(out);
         out.lower.clear();
         out.shared = 0;

@@ -335,6 +335,15 @@ impl LaneIndex {
         }
     }
 
+    /// The same, as [`SharedIndex::find_matches_at`](crate::SharedIndex::find_matches_at).
+    pub fn find_matches_at(&self, local: &[LocalBlockHash], now: Instant, out: &mut MatchBuffer) {
+        let masked = self.masks.get();
+        self.reader.find_matches_at(local, now, out);
+        if !masked.is_empty() {
+            out.hide(&masked);
+        }
+    }
+
     /// Blocks that a rank holds on its device, as far as events were applied.
     pub fn held_blocks(&self, worker: WorkerRank) -> u32 {
         let slot = self.slots.read().worker(worker.worker_id).and_then(|known| known.slot(worker.dp_rank));

@@ -55,6 +55,7 @@ impl RunReader {
         let shared = &*self.shared;
         let _pin = shared.epochs.pin(self.seat);
         out.held_blocks.clear();
+        out.frequencies.clear();
         for _ in 0..TURNS {
             let turn = shared.turn.load(Acquire);
             // In the middle of a turn the marks may have changed and the word that they follow from has not: without a
