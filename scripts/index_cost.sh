@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Counts the instructions of the prefix index per block, and fails if they are more than the limits below. Needs
-# valgrind, and no quiet machine.
+# Counts the instructions of the prefix index, and of the plain radix tree, per block, and fails if they are more than the
+# limits below. Needs valgrind, and no quiet machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,16 +14,17 @@ for line in sys.stdin:
 
 # About a third above what was counted when the limits were set.
 status=0
-for limit in store=420 query=12 remove=400; do
-  what="${limit%%=*}" most="${limit#*=}"
+for limit in run:store=420 run:query=12 run:remove=400 radix:store=600 radix:query=26 radix:remove=720; do
+  index="${limit%%:*}" what="${limit#*:}"
+  most="${what#*=}" what="${what%%=*}"
   log="$(mktemp)"
   blocks="$(valgrind --tool=callgrind --callgrind-out-file=/dev/null --toggle-collect='prefix_index_cost::measured*' \
-    --log-file="$log" "$bench" "$what")"
+    --log-file="$log" "$bench" "$what" "$index")"
   instructions="$(sed -n 's/.*Collected : *\([0-9]*\).*/\1/p' "$log")"
   rm -f "$log"
-  awk -v what="$what" -v n="$instructions" -v blocks="$blocks" -v most="$most" 'BEGIN {
+  awk -v what="$index $what" -v n="$instructions" -v blocks="$blocks" -v most="$most" 'BEGIN {
     each = n / blocks
-    printf "%-7s %6.1f instructions a block, at most %d\n", what, each, most
+    printf "%-12s %6.1f instructions a block, at most %d\n", what, each, most
     exit !(n > 0 && each <= most)
   }' || status=1
 done

@@ -1,4 +1,5 @@
-//! Work to count instructions of: `prefix_index_cost store|query|remove` prints how many blocks the measured part has.
+//! Work to count instructions of: `prefix_index_cost store|query|remove [run|radix]` prints how many blocks the measured
+//! part has.
 //!
 //! `scripts/index_cost.sh` runs it under callgrind and holds the instructions per block to limits, which do not depend
 //! on how busy a machine is.
@@ -6,7 +7,7 @@
 use std::hint::black_box;
 
 use dynamo_engine_api::{ExternalBlockHash, KvCacheEventData, StoredBlock};
-use dynamo_kv_router::{MatchBuffer, PrefixIndex, RunIndex, Slot};
+use dynamo_kv_router::{MatchBuffer, PrefixIndex, RadixTree, RunIndex, Slot};
 use dynamo_tokens::LocalBlockHash;
 
 const SLOTS: u64 = 16;
@@ -32,7 +33,11 @@ fn chain(number: u64) -> Vec<StoredBlock> {
 
 /// Callgrind counts what happens in here, and nothing else.
 #[inline(never)]
-fn measured(index: &mut RunIndex, events: &[(Slot, KvCacheEventData)], queries: &[Vec<LocalBlockHash>]) {
+fn measured(
+    index: &mut impl PrefixIndex,
+    events: &[(Slot, KvCacheEventData)],
+    queries: &[Vec<LocalBlockHash>],
+) {
     for (slot, event) in events {
         index.apply(*slot, event).expect("whole chains, each of them held");
     }
@@ -44,7 +49,16 @@ fn measured(index: &mut RunIndex, events: &[(Slot, KvCacheEventData)], queries: 
 }
 
 fn main() {
-    let what = std::env::args().nth(1).unwrap_or_default();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let what = arguments.first().map_or("", String::as_str);
+    if arguments.get(1).is_some_and(|index| index == "radix") {
+        work(what, RadixTree::new());
+    } else {
+        work(what, RunIndex::new());
+    }
+}
+
+fn work(what: &str, mut index: impl PrefixIndex) {
     let chains: Vec<_> = (0..CHAINS).map(chain).collect();
     let slot = |number: usize| Slot::new((number as u64 % SLOTS) as u32, 0);
     let numbered = || chains.iter().enumerate();
@@ -53,7 +67,6 @@ fn main() {
             (slot(number), KvCacheEventData::Stored { parent_hash: None, blocks: blocks.clone() })
         })
         .collect();
-    let mut index = RunIndex::new();
     if what == "store" {
         measured(&mut index, &stores, &[]);
         println!("{}", CHAINS * BLOCKS);
