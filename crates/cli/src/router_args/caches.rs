@@ -1,7 +1,5 @@
 //! How what workers have cached is known: flags and variables.
 
-use std::time::Duration;
-
 use dynamo_kv_router::{ApproximateConfig, CachePolicy, CacheSource};
 use dynamo_runtime::config::{Key, Layers};
 
@@ -68,11 +66,7 @@ impl CacheArgs {
                 default.prune_target_ratio,
             )?,
         };
-        let predicted: Option<f64> = layers.optional(&PREDICTED_TTL, self.router_predicted_ttl_secs)?;
-        let duration = |seconds| {
-            Duration::try_from_secs_f64(seconds)
-                .map_err(|error| anyhow::anyhow!("--router-predicted-ttl-secs {seconds}: {error}"))
-        };
-        Ok(CacheSource::new(use_kv_events, memory, predicted.map(duration).transpose()?)?)
+        let predicted = layers.optional_seconds(&PREDICTED_TTL, self.router_predicted_ttl_secs)?;
+        Ok(CacheSource::new(use_kv_events, memory, predicted)?)
     }
 }

@@ -94,6 +94,24 @@ impl<'a> Layers<'a> {
         flag: Option<f64>,
         default: Duration,
     ) -> Result<Duration, ConfigError> {
+        Ok(self.time(key, flag, Some(default))?.expect("has a default"))
+    }
+
+    /// A span of time that may be absent, given in seconds, fractions allowed.
+    pub fn optional_seconds(
+        &mut self,
+        key: &Key,
+        flag: Option<f64>,
+    ) -> Result<Option<Duration>, ConfigError> {
+        self.time(key, flag, None)
+    }
+
+    fn time(
+        &mut self,
+        key: &Key,
+        flag: Option<f64>,
+        default: Option<Duration>,
+    ) -> Result<Option<Duration>, ConfigError> {
         let parse = |text: &str| {
             let seconds: f64 = parse_trimmed(text)?;
             Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
@@ -106,8 +124,7 @@ impl<'a> Layers<'a> {
                 return Err(invalid(key, Source::Flag(key.name), &value, reason));
             }
         };
-        let show = |time: &Duration| time.as_secs_f64().to_string();
-        Ok(self.resolve(key, flag, Some(default), parse, show)?.expect("has a default"))
+        self.resolve(key, flag, default, parse, |time: &Duration| time.as_secs_f64().to_string())
     }
 
     /// A path that may be absent.

@@ -126,6 +126,10 @@ fn negative_and_endless_times_are_refused() {
     assert!(Layers::new(&env, None).seconds(&wait, None, Duration::ZERO).is_err());
     assert!(Layers::new(&env, None).seconds(&wait, Some(f64::INFINITY), Duration::ZERO).is_err());
     assert!(Layers::new(&env, None).seconds(&wait, Some(0.25), Duration::ZERO).is_ok());
+    assert!(Layers::new(&env, None).optional_seconds(&wait, None).is_err());
+    let half = Some(Duration::from_millis(500));
+    assert_eq!(Layers::new(&env, None).optional_seconds(&wait, Some(0.5)).unwrap(), half);
+    assert_eq!(Layers::new(&Env::default(), None).optional_seconds(&wait, None).unwrap(), None);
 }
 
 #[test]
