@@ -2,7 +2,9 @@
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
-use dynamo_router::indexer::{IndexerConfig, IndexerService, RecoveryLimits, ZmqSource, parse_workers};
+use dynamo_router::indexer::{
+    IndexChoice, IndexerConfig, IndexerService, RecoveryLimits, ZmqSource, parse_workers,
+};
 use dynamo_runtime::{
     Metrics, ShutdownLimits,
     config::{Key, Layers},
@@ -19,6 +21,7 @@ const HOST: Key = Key::new("host").expects("a host name or IP address");
 const PORT: Key = Key::new("port").expects("a port, 0 to 65535 (0 takes a free one)");
 const BLOCK_SIZE: Key = Key::new("block-size").expects("tokens per block, at least 1");
 const THREADS: Key = Key::new("threads").expects("a number of 1 or more");
+const FREQUENCY_WINDOW: Key = Key::new("frequency-window-secs").expects("seconds");
 const WORKERS: Key = Key::new("workers").expects("id[:dp]=tcp://host:port,...");
 const MODEL_NAME: Key = Key::new("model-name").expects("a name");
 const ROUTING_GROUP: Key = Key::new("routing-group").expects("a name");
@@ -45,6 +48,9 @@ pub struct IndexerArgs {
     /// Lanes on which events reach each index; 1 also chooses the plain radix tree [default: 4]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Answer how often each block was asked for in the last so many seconds; needs --threads 1 [default: off]
+    #[arg(long, value_name = "SECONDS")]
+    frequency_window_secs: Option<f64>,
     /// Engines that are there from the start: id[:dp]=tcp://host:port, separated by commas
     #[arg(long, value_name = "LIST")]
     workers: Option<String>,
@@ -87,7 +93,8 @@ impl IndexerArgs {
         let block_size = layers.optional(&BLOCK_SIZE, self.block_size)?;
         anyhow::ensure!(block_size != Some(0), "--block-size: a block has at least 1 token");
         let threads = layers.value(&THREADS, self.threads, 4)?;
-        anyhow::ensure!(threads > 0, "--threads: give 1 or more");
+        let frequency_window = layers.optional_seconds(&FREQUENCY_WINDOW, self.frequency_window_secs)?;
+        let index = IndexChoice::new(threads, frequency_window)?;
         let workers: String = layers.value(&WORKERS, name(&self.workers), String::new())?;
         let workers = parse_workers(&workers).map_err(|error| anyhow::anyhow!("--workers: {error}"))?;
         let recovery = RecoveryLimits {
@@ -102,7 +109,7 @@ impl IndexerArgs {
                 block_size,
                 model_name: layers.value(&MODEL_NAME, name(&self.model_name), default())?,
                 routing_group: layers.value(&ROUTING_GROUP, name(&self.routing_group), default())?,
-                threads,
+                index,
                 peers: layers.list(&PEERS, self.peers.clone())?,
                 recovery,
                 access_log: layers.path(&ACCESS_LOG, self.access_log.clone())?,

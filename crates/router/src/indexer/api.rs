@@ -93,13 +93,14 @@ pub(super) struct PeerBody {
     pub(super) url: String,
 }
 
-/// What a query finds. All numbers are tokens.
+/// What a query finds. Numbers are tokens, but for `frequencies`.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct QueryAnswer {
     /// By instance and rank: leading tokens in device memory.
     pub(super) scores: BTreeMap<u64, BTreeMap<DpRank, u64>>,
-    /// Of older indexes; always empty.
-    pub(super) frequencies: [u64; 0],
+    /// First block first: how often the blocks that somebody holds were asked for before, within the window. It ends
+    /// before the first block that was not, and is empty where uses are not counted.
+    pub(super) frequencies: Vec<u32>,
     pub(super) instances: BTreeMap<u64, InstanceMatch>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::worker_list::WorkerSpec;
+use super::{index_choice::IndexChoice, worker_list::WorkerSpec};
 
 /// The settings of an indexer.
 #[derive(Clone, Debug)]
@@ -15,8 +15,8 @@ pub struct IndexerConfig {
     pub model_name: String,
     /// Their group.
     pub routing_group: String,
-    /// Lanes on which events reach each index; 1 also chooses the plain radix tree.
-    pub threads: usize,
+    /// What each index is made of.
+    pub index: IndexChoice,
     /// Indexers to take over from, the first that answers.
     pub peers: Vec<String>,
     /// How long that may take.

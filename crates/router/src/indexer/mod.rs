@@ -16,6 +16,7 @@ mod dump;
 mod dump_reader;
 #[cfg(test)]
 mod fake_source;
+mod index_choice;
 mod json_body;
 mod lanes;
 mod metrics;
@@ -37,6 +38,7 @@ mod zmq_source;
 
 pub use access_log::AccessLogError;
 pub use config::{IndexerConfig, RecoveryLimits};
+pub use index_choice::{IndexChoice, IndexChoiceError};
 pub use registry::{ModelKey, RegisterError, Registration, Registry, UnregisterError};
 pub use server::{IndexerError, IndexerService};
 pub use shared_index::{Brought, HeldBlocks, SharedKvIndex, TierEvent};

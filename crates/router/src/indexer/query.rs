@@ -1,6 +1,6 @@
 //! Queries: tokens or hashes in, tokens held by whom out.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, time::Instant};
 
 use dynamo_kv_router::MatchBuffer;
 use dynamo_tokens::{HashSeed, LocalBlockHash, local_block_hashes};
@@ -8,7 +8,6 @@ use dynamo_tokens::{HashSeed, LocalBlockHash, local_block_hashes};
 use super::{
     api::{QueryAnswer, QueryBody},
     registry::ModelIndex,
-    shared_index::HeldBlocks,
 };
 
 /// Hashes of a thread's scratch buffer that are kept for its next query; more are given back.
@@ -23,20 +22,21 @@ pub(super) fn by_tokens(model: &ModelIndex, query: &QueryBody) -> QueryAnswer {
     SCRATCH.with_borrow_mut(|(local, matches)| {
         let seed = HashSeed::new(query.lora_name.as_deref(), query.cache_salt.as_deref());
         local_block_hashes(&query.token_ids, model.block_size, seed, local);
-        let found = model.index.find_matches(local, matches);
+        let answer = ask(model, local, matches);
         local.shrink_to(KEPT_HASHES);
-        answer(model, &found)
+        answer
     })
 }
 
 /// Asks the index for a prompt whose blocks are hashed already.
 pub(super) fn by_hashes(model: &ModelIndex, hashes: &[LocalBlockHash]) -> QueryAnswer {
-    SCRATCH.with_borrow_mut(|(_, matches)| answer(model, &model.index.find_matches(hashes, matches)))
+    SCRATCH.with_borrow_mut(|(_, matches)| ask(model, hashes, matches))
 }
 
-fn answer(model: &ModelIndex, found: &[HeldBlocks]) -> QueryAnswer {
+fn ask(model: &ModelIndex, hashes: &[LocalBlockHash], matches: &mut MatchBuffer) -> QueryAnswer {
+    let found = model.index.find_matches(hashes, Instant::now(), matches);
     let tokens = |blocks: u32| u64::from(blocks) * model.block_size.get() as u64;
-    let mut answer = QueryAnswer::default();
+    let mut answer = QueryAnswer { frequencies: matches.frequencies().to_vec(), ..QueryAnswer::default() };
     for held in found {
         let (instance, rank) = (held.rank.worker_id, held.rank.dp_rank);
         let (gpu, cpu, disk) = (tokens(held.device), tokens(held.host), tokens(held.any));

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    num::NonZeroUsize,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -17,6 +16,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use super::{
+    index_choice::IndexChoice,
     lanes::{LaneCounters, LaneShared, Lanes},
     progress::Progress,
     refill::Refill,
@@ -132,7 +132,7 @@ pub(super) struct ModelIndex {
 /// All indexes and engines of the service.
 pub struct Registry {
     source: Arc<dyn EventSource>,
-    threads: NonZeroUsize,
+    index: IndexChoice,
     scope: TaskScope,
     models: RwLock<BTreeMap<ModelKey, Arc<ModelIndex>>>,
     /// The lanes of each model; and who changes what is registered takes turns here.
@@ -146,12 +146,12 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Nothing is registered. Events reach each index on `threads` lanes; see also [`SharedKvIndex::start`]. What
-    /// listeners deliver waits until [`Self::resume`].
-    pub fn new(source: Arc<dyn EventSource>, threads: NonZeroUsize, scope: TaskScope) -> Self {
+    /// Nothing is registered. Each model will have an index of the kind `index`. What listeners deliver waits until
+    /// [`Self::resume`].
+    pub fn new(source: Arc<dyn EventSource>, index: IndexChoice, scope: TaskScope) -> Self {
         Self {
             source,
-            threads,
+            index,
             scope,
             models: RwLock::default(),
             lanes: Mutex::default(),
@@ -202,7 +202,7 @@ impl Registry {
         }
         let model = match known {
             Some(model) => model,
-            None => Arc::new(ModelIndex::start(size, self.threads, self.scope.clone())?),
+            None => Arc::new(ModelIndex::start(size, self.index, self.scope.clone())?),
         };
         if model.block_size != size {
             let existing = model.block_size.get() as u32;
@@ -238,7 +238,7 @@ impl Registry {
         let lanes = all_lanes.entry(key.clone()).or_insert_with(|| {
             let scope = self.scope.child("lanes");
             let shared = LaneShared { model: model.clone(), key, refill: self.refill.clone() };
-            Lanes::start(shared, self.threads.get(), self.open.subscribe(), &self.counters, scope)
+            Lanes::start(shared, self.index.lanes().get(), self.open.subscribe(), &self.counters, scope)
         });
         let deliveries = Deliveries::new(rank, generation, lanes.of(rank), progress);
         let to = ListenTo { rank, endpoint, replay_endpoint, block_size: size };
@@ -324,12 +324,8 @@ impl Registry {
 }
 
 impl ModelIndex {
-    fn start(
-        block_size: BlockSize,
-        threads: NonZeroUsize,
-        scope: TaskScope,
-    ) -> Result<Self, StartLanesError> {
-        let index = SharedKvIndex::start(threads, scope)?;
+    fn start(block_size: BlockSize, choice: IndexChoice, scope: TaskScope) -> Result<Self, StartLanesError> {
+        let index = SharedKvIndex::start(choice, scope)?;
         Ok(Self { block_size, index, engines: RwLock::default() })
     }
 

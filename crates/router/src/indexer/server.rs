@@ -5,7 +5,6 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
-    num::NonZeroUsize,
     pin::Pin,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -112,8 +111,7 @@ impl IndexerService {
             Some(path) => Some(Arc::new(AccessLog::open(path, requests.access_log_bound.clone(), &scope)?)),
             None => None,
         };
-        let threads = NonZeroUsize::new(config.threads).unwrap_or(NonZeroUsize::MIN);
-        let registry = Arc::new(Registry::new(source, threads, scope.child("engines")));
+        let registry = Arc::new(Registry::new(source, config.index, scope.child("engines")));
         metrics::register(&families, &registry)?;
         let peers = Peers::default();
         for peer in &config.peers {

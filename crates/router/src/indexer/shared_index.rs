@@ -1,15 +1,21 @@
 //! The index of one model and routing group, as the service uses it. What it is made of is decided here and nowhere else.
 
-use std::{collections::VecDeque, num::NonZeroUsize, ops::Range, time::Duration};
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use dynamo_engine_api::{DpRank, KvCacheEventData, StorageTier};
 use dynamo_kv_router::{
-    AddWorkerError, DumpError, EventCounters, IndexCounts, IndexerKind, LaneConfig, LaneGauges, LaneIndex,
-    LaneReport, MatchBuffer, RankDump, Slot, StartLanesError, TryApplyError, WorkerId, WorkerRank,
+    AddWorkerError, DumpError, EventCounters, IndexCounts, IndexParts, IndexerKind, LaneConfig, LaneGauges,
+    LaneIndex, LaneReport, MatchBuffer, RankDump, Slot, StartLanesError, TryApplyError, WorkerId, WorkerRank,
 };
 use dynamo_runtime::TaskScope;
 use dynamo_tokens::LocalBlockHash;
 use tokio::sync::oneshot;
+
+use super::index_choice::IndexChoice;
 
 /// Engines do not say in which of their lives they are, so each registration is the only one.
 const EPOCH: u64 = 0;
@@ -55,13 +61,18 @@ pub struct SharedKvIndex {
 }
 
 impl SharedKvIndex {
-    /// Starts an empty index. `threads` of 1 chooses the plain radix tree, as in the ecosystem's indexer, and others
-    /// the index that is best with one writer and many readers. Its end, which waits for its threads, is a task of
-    /// `scope`.
-    pub fn start(threads: NonZeroUsize, scope: TaskScope) -> Result<Self, StartLanesError> {
-        let kind = if threads == NonZeroUsize::MIN { IndexerKind::Radix } else { IndexerKind::Run };
-        let lanes = LaneConfig { lanes: threads, ..LaneConfig::REFERENCE };
-        let index = LaneIndex::start(kind.build(threads), &lanes, |report| match report {
+    /// Starts an empty index. Its end, which waits for its threads, is a task of `scope`.
+    pub fn start(choice: IndexChoice, scope: TaskScope) -> Result<Self, StartLanesError> {
+        let lanes = choice.lanes();
+        let parts = match choice {
+            IndexChoice::Radix { frequency_window: Some(window) } => {
+                IndexParts::counting_uses(window, Instant::now())
+            }
+            IndexChoice::Radix { frequency_window: None } => IndexerKind::Radix.build(lanes),
+            IndexChoice::Run { .. } => IndexerKind::Run.build(lanes),
+        };
+        let lanes = LaneConfig { lanes, ..LaneConfig::REFERENCE };
+        let index = LaneIndex::start(parts, &lanes, |report| match report {
             // Counted; engines cannot be asked for a dump.
             LaneReport::Refused { .. } => {}
             LaneReport::Broken(broken) => {
@@ -120,10 +131,16 @@ impl SharedKvIndex {
         let _ = told.await;
     }
 
-    /// Who holds how much of a prompt, in no order. `buffer` may be used again and again.
-    pub fn find_matches(&self, local: &[LocalBlockHash], buffer: &mut MatchBuffer) -> Vec<HeldBlocks> {
+    /// Who holds how much of a prompt, in no order. `buffer` may be used again and again; if uses are counted, this is
+    /// one of them, and [`MatchBuffer::frequencies`] tells those before it.
+    pub fn find_matches(
+        &self,
+        local: &[LocalBlockHash],
+        now: Instant,
+        buffer: &mut MatchBuffer,
+    ) -> Vec<HeldBlocks> {
         let index = self.lanes();
-        index.find_matches(local, buffer);
+        index.find_matches_at(local, now, buffer);
         let held =
             |slot: Slot, device, host, any| Some(HeldBlocks { rank: index.owner(slot)?, device, host, any });
         let on_device = buffer.matches().iter().filter_map(|found| {

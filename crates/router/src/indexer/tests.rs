@@ -13,10 +13,11 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use super::{
-    Delivery, EventSource, IndexerConfig, IndexerService, ModelKey, RecoveryLimits, Registry, WorkerSpec,
-    fake_source::FakeSource,
+    Delivery, EventSource, IndexChoice, IndexerConfig, IndexerService, ModelKey, RecoveryLimits, Registry,
+    WorkerSpec, fake_source::FakeSource,
 };
 
+mod frequencies;
 mod holes;
 mod tiers;
 
@@ -33,7 +34,7 @@ fn config(peers: &[String]) -> IndexerConfig {
         block_size: None,
         model_name: "default".into(),
         routing_group: "default".into(),
-        threads: 2,
+        index: IndexChoice::new(2, None).unwrap(),
         peers: peers.to_vec(),
         recovery: RecoveryLimits { answer: Duration::from_secs(5), total: Duration::from_secs(20) },
         access_log: None,

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dynamo_engine_api::{ExternalBlockHash, KvCacheEventData, StorageTier, StoredBlock};
 use dynamo_kv_router::MatchBuffer;
@@ -35,15 +35,15 @@ fn stored(names: std::ops::Range<u64>) -> Delivery {
 fn world() -> (Arc<FakeSource>, Registry, Runtime) {
     let runtime = Runtime::new(tokio::runtime::Handle::current());
     let source = Arc::new(FakeSource::default());
-    let registry =
-        Registry::new(source.clone(), NonZeroUsize::new(2).unwrap(), runtime.scope().child("test"));
+    let choice = IndexChoice::new(2, None).unwrap();
+    let registry = Registry::new(source.clone(), choice, runtime.scope().child("test"));
     (source, registry, runtime)
 }
 
 fn held(registry: &Registry, hashes: std::ops::Range<u64>) -> Vec<(WorkerRank, u32)> {
     let local: Vec<LocalBlockHash> = hashes.map(LocalBlockHash).collect();
     let Some(model) = registry.model(&key("m")) else { return Vec::new() };
-    let found = model.index.find_matches(&local, &mut MatchBuffer::default());
+    let found = model.index.find_matches(&local, Instant::now(), &mut MatchBuffer::default());
     let mut found: Vec<_> = found.iter().map(|held| (held.rank, held.device)).collect();
     found.sort();
     found

@@ -12,8 +12,8 @@ const RANK: WorkerRank = WorkerRank { worker_id: 7, dp_rank: 0 };
 
 fn started(threads: usize) -> (SharedKvIndex, Runtime) {
     let runtime = Runtime::new(tokio::runtime::Handle::current());
-    let index =
-        SharedKvIndex::start(NonZeroUsize::new(threads).unwrap(), runtime.scope().child("test")).unwrap();
+    let choice = IndexChoice::new(threads, None).unwrap();
+    let index = SharedKvIndex::start(choice, runtime.scope().child("test")).unwrap();
     index.set_worker(RANK.worker_id, 0..1).unwrap();
     (index, runtime)
 }
@@ -27,7 +27,7 @@ fn stored(tier: StorageTier, name: u64) -> TierEvent {
 /// Device, host and any.
 fn held(index: &SharedKvIndex, blocks: u64) -> Vec<(u32, u32, u32)> {
     let local: Vec<LocalBlockHash> = (0..blocks).map(LocalBlockHash).collect();
-    let found = index.find_matches(&local, &mut MatchBuffer::default());
+    let found = index.find_matches(&local, Instant::now(), &mut MatchBuffer::default());
     found.iter().map(|held| (held.device, held.host, held.any)).collect()
 }
 
@@ -91,6 +91,27 @@ async fn tiers_add_up_whatever_the_index_is_made_of() {
         assert_eq!(held(&index, 9), []);
         assert!(index.dump_rank(RANK).unwrap().is_empty());
     }
+}
+
+#[tokio::test]
+async fn uses_leave_the_count_with_the_window_and_lower_tiers_have_none() {
+    let runtime = Runtime::new(tokio::runtime::Handle::current());
+    let choice = IndexChoice::new(1, Some(Duration::from_secs(80))).unwrap();
+    let index = SharedKvIndex::start(choice, runtime.scope().child("test")).unwrap();
+    index.set_worker(RANK.worker_id, 0..1).unwrap();
+    let device = [0, 1].map(|name| stored(StorageTier::Device, name));
+    bring_all(&index, device.into_iter().chain([stored(StorageTier::HostPinned, 2)])).await;
+    let (start, mut buffer) = (Instant::now(), MatchBuffer::default());
+    let mut ask = |blocks, seconds| {
+        let local: Vec<LocalBlockHash> = (0..blocks).map(LocalBlockHash).collect();
+        index.find_matches(&local, start + Duration::from_secs(seconds), &mut buffer);
+        buffer.frequencies().to_vec()
+    };
+    assert!(ask(3, 0).is_empty());
+    assert_eq!(ask(1, 65), [1]);
+    assert_eq!(ask(3, 69), [2, 1]);
+    assert_eq!(ask(3, 85), [2, 1]);
+    assert!(ask(3, 400).is_empty());
 }
 
 #[tokio::test]
