@@ -1,15 +1,15 @@
 //! What all commands have in common: where their settings come from, and how they start.
 
-use std::{io::IsTerminal, path::PathBuf};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use dynamo_runtime::{
-    RuntimeConfig,
+    Runtime, RuntimeConfig,
     config::{ConfigError, ConfigFile, Env, Key, Layers},
     logging::{self, LogOptions},
     system::SystemFlags,
 };
 
-use crate::process::StartError;
+use crate::process::{self, StartError};
 
 const NAMESPACE: Key = Key::new("namespace").env(&["DYN_NAMESPACE"]);
 const THREADS: Key = Key::new("runtime-threads").env(&["DYN_RUNTIME_NUM_WORKER_THREADS"]).expects("a number");
@@ -51,7 +51,7 @@ pub(crate) struct CommonArgs {
 }
 
 /// What was chosen for discovery and planes, and why: for the start block.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Chosen {
     discovery: String,
     /// By the name of the setting: where its value came from.
@@ -77,39 +77,67 @@ pub(crate) struct CommonConfig {
     pub(crate) runtime: RuntimeConfig,
 }
 
-/// Either the settings, or the request to print them was served.
-pub(crate) enum Prepared<C> {
-    Config(C, Chosen),
-    Printed,
+/// Runs a command to its end: its settings, and after them `main`, which gets the command's own ones, the common ones, and
+/// where these came from.
+pub(crate) fn run<C, Main, Running>(
+    args: &CommonArgs,
+    resolve: impl FnOnce(&mut Layers<'_>, &CommonConfig) -> anyhow::Result<C>,
+    main: Main,
+) -> ExitCode
+where
+    Main: FnOnce(Runtime, C, CommonConfig, Chosen) -> Running,
+    Running: Future<Output = anyhow::Result<()>>,
+{
+    let resolve = |layers: &mut Layers<'_>| {
+        let common = CommonConfig::resolve(layers, args)?;
+        Ok((resolve(layers, &common)?, common))
+    };
+    let ((config, common), chosen) = match prepare(args, resolve) {
+        Ok(prepared) => prepared,
+        Err(ended) => return ended,
+    };
+    let chosen = Chosen { discovery: format!("{:?}", common.runtime.discovery), ..chosen };
+    let (threads, limits) = (common.threads, common.runtime.shutdown);
+    process::run(threads, limits, |runtime| main(runtime, config, common, chosen))
 }
 
 /// Resolves a command's settings, starts logging, and says what deserves a warning. The environment is read here and
-/// nowhere else.
+/// nowhere else. The error is the exit code of a command that ends here: its settings are at fault, or were only to be
+/// printed.
 pub(crate) fn prepare<C>(
     args: &CommonArgs,
     resolve: impl FnOnce(&mut Layers<'_>) -> anyhow::Result<C>,
-) -> anyhow::Result<Prepared<C>> {
-    let usage = |error: anyhow::Error| anyhow::Error::new(StartError(error));
+) -> Result<(C, Chosen), ExitCode> {
+    match settle(args, resolve) {
+        Ok(Some(prepared)) => Ok(prepared),
+        Ok(None) => Err(ExitCode::SUCCESS),
+        Err(error) => Err(process::report(&anyhow::Error::new(StartError(error)))),
+    }
+}
+
+/// `None` if the settings were printed.
+fn settle<C>(
+    args: &CommonArgs,
+    resolve: impl FnOnce(&mut Layers<'_>) -> anyhow::Result<C>,
+) -> anyhow::Result<Option<(C, Chosen)>> {
     let env = with_flags(Env::of_process(), args);
-    let options =
-        LogOptions::from_env(&env, std::io::stderr().is_terminal()).map_err(|error| usage(error.into()))?;
-    let file =
-        args.config.as_deref().map(ConfigFile::read).transpose().map_err(|error| usage(error.into()))?;
+    let options = LogOptions::from_env(&env, std::io::stderr().is_terminal())?;
+    let file = args.config.as_deref().map(ConfigFile::read).transpose()?;
     let mut layers = Layers::new(&env, file);
     layers.also_known(&LogOptions::VARIABLES);
-    let config = resolve(&mut layers).map_err(usage)?;
+    let config = resolve(&mut layers)?;
     let resolved = layers.finish();
     if args.print_config {
         print!("{resolved}");
-        return Ok(Prepared::Printed);
+        return Ok(None);
     }
-    logging::install(&options).map_err(|error| usage(error.into()))?;
+    logging::install(&options)?;
     for warning in &resolved.warnings {
         tracing::warn!("{warning}");
     }
     let sources =
         resolved.settings.iter().map(|setting| (setting.name, setting.source.to_string())).collect();
-    Ok(Prepared::Config(config, Chosen { discovery: String::new(), sources }))
+    Ok(Some((config, Chosen { discovery: String::new(), sources })))
 }
 
 /// Flags that stand for a variable which a library resolves go before that variable.
@@ -123,12 +151,7 @@ fn with_flags(env: Env, args: &CommonArgs) -> Env {
 }
 
 impl CommonConfig {
-    /// Adds where discovery is to what was chosen.
-    pub(crate) fn describe(&self, chosen: &Chosen) -> Chosen {
-        Chosen { discovery: format!("{:?}", self.runtime.discovery), ..chosen.clone() }
-    }
-
-    pub(crate) fn resolve(layers: &mut Layers<'_>, args: &CommonArgs) -> Result<Self, ConfigError> {
+    fn resolve(layers: &mut Layers<'_>, args: &CommonArgs) -> Result<Self, ConfigError> {
         let system = SystemFlags {
             host: args.system_host.clone(),
             port: args.system_port,

@@ -13,8 +13,8 @@ use dynamo_runtime::{
 use tokio::net::TcpListener;
 
 use crate::{
-    common::{Chosen, CommonArgs, CommonConfig, Prepared, prepare},
-    process::{self, StartError},
+    common::{self, Chosen, CommonArgs, CommonConfig},
+    process::StartError,
     router_args::RouterArgs,
     start_block::StartBlock,
 };
@@ -202,18 +202,9 @@ pub(crate) fn example(url: &str, model: &str) -> String {
 
 /// Runs the frontend to its end.
 pub fn run(args: FrontendArgs) -> ExitCode {
-    let resolve = |layers: &mut Layers<'_>| {
-        let service = args.service.resolve(layers, RouterMode::RoundRobin)?;
-        Ok((service, CommonConfig::resolve(layers, &args.common)?))
-    };
-    let ((service, common), chosen) = match prepare(&args.common, resolve) {
-        Ok(Prepared::Config(config, chosen)) => (config, chosen),
-        Ok(Prepared::Printed) => return ExitCode::SUCCESS,
-        Err(error) => return process::report(&error),
-    };
-    let limits = common.runtime.shutdown;
-    let chosen = common.describe(&chosen);
-    process::run(common.threads, limits, |runtime| async move {
+    let resolve =
+        |layers: &mut Layers<'_>, _: &CommonConfig| args.service.resolve(layers, RouterMode::RoundRobin);
+    common::run(&args.common, resolve, |runtime, service, common, chosen| async move {
         let mode = service.mode();
         let distributed = DistributedRuntime::new(runtime.clone(), common.runtime)
             .await

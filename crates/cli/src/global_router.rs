@@ -12,9 +12,9 @@ use dynamo_runtime::{
 };
 
 use crate::{
-    common::{CommonArgs, CommonConfig, Prepared, prepare},
+    common::{self, CommonArgs, CommonConfig},
     frontend::describe,
-    process::{self, StartError},
+    process::StartError,
     start_block::StartBlock,
 };
 
@@ -56,13 +56,12 @@ impl GlobalRouterArgs {
         self
     }
 
-    fn resolve(&self, layers: &mut Layers<'_>) -> anyhow::Result<(GlobalRouterConfig, CommonConfig)> {
-        let common = CommonConfig::resolve(layers, &self.common)?;
+    fn resolve(&self, layers: &mut Layers<'_>, common: &CommonConfig) -> anyhow::Result<GlobalRouterConfig> {
         let path = layers.path(&POOLS, self.pools.clone())?;
         let path = path.context("--config: give the JSON file of pools and grids")?;
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let pools = GlobalConfig::parse(&text).with_context(|| path.display().to_string())?;
-        let config = GlobalRouterConfig {
+        Ok(GlobalRouterConfig {
             pools,
             model_name: layers.required(&MODEL_NAME, self.model_name.clone())?,
             namespace: common.namespace.clone().unwrap_or_else(|| "dynamo".to_owned()),
@@ -71,46 +70,42 @@ impl GlobalRouterArgs {
                 ttft_target: layers.optional(&TTFT, self.default_ttft_target_ms)?,
                 itl_target: layers.optional(&ITL, self.default_itl_target_ms)?,
             },
-        };
-        Ok((config, common))
+        })
     }
 }
 
 /// Runs the router over pools to its end.
 pub fn run(args: GlobalRouterArgs) -> ExitCode {
     let args = args.with_pools_from_config();
-    let ((config, common), chosen) = match prepare(&args.common, |layers| args.resolve(layers)) {
-        Ok(Prepared::Config(config, chosen)) => (config, chosen),
-        Ok(Prepared::Printed) => return ExitCode::SUCCESS,
-        Err(error) => return process::report(&error),
-    };
-    let limits = common.runtime.shutdown;
-    let chosen = common.describe(&chosen);
-    process::run(common.threads, limits, |runtime| async move {
-        let distributed = DistributedRuntime::new(runtime.clone(), common.runtime)
-            .await
-            .map_err(|error| StartError(anyhow::Error::new(error)))?;
-        distributed.system().set_status(HealthStatus::NotReady);
-        let model = config.model_name.clone();
-        let router = GlobalRouter::start(&distributed, config)
-            .map_err(|error| StartError(anyhow::Error::new(error)))?;
-        describe(StartBlock::new("global router"), &distributed, &chosen)
-            .line("serves", router.endpoint().as_url())
-            .line("model", model)
-            .line("health", "ready when a pool has registered the model")
-            .print();
-        let served = match router.serve().await {
-            Ok(served) => served,
-            Err(GlobalRouterError::ShuttingDown) => {
-                runtime.closed().await;
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
-        };
-        tracing::info!("global router is ready");
-        runtime.drained().await;
-        drop(served);
-        runtime.closed().await;
-        Ok(())
-    })
+    common::run(
+        &args.common,
+        |layers, common| args.resolve(layers, common),
+        |runtime, config, common, chosen| async move {
+            let distributed = DistributedRuntime::new(runtime.clone(), common.runtime)
+                .await
+                .map_err(|error| StartError(anyhow::Error::new(error)))?;
+            distributed.system().set_status(HealthStatus::NotReady);
+            let model = config.model_name.clone();
+            let router = GlobalRouter::start(&distributed, config)
+                .map_err(|error| StartError(anyhow::Error::new(error)))?;
+            describe(StartBlock::new("global router"), &distributed, &chosen)
+                .line("serves", router.endpoint().as_url())
+                .line("model", model)
+                .line("health", "ready when a pool has registered the model")
+                .print();
+            let served = match router.serve().await {
+                Ok(served) => served,
+                Err(GlobalRouterError::ShuttingDown) => {
+                    runtime.closed().await;
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            };
+            tracing::info!("global router is ready");
+            runtime.drained().await;
+            drop(served);
+            runtime.closed().await;
+            Ok(())
+        },
+    )
 }

@@ -12,7 +12,7 @@ use dynamo_runtime::{
 };
 
 use crate::{
-    common::{CommonArgs, Prepared, prepare},
+    common::{CommonArgs, prepare},
     process::{self, StartError},
     start_block::StartBlock,
 };
@@ -129,9 +129,8 @@ pub fn run(args: IndexerArgs) -> ExitCode {
     let common =
         CommonArgs { config: args.config.clone(), print_config: args.print_config, ..CommonArgs::default() };
     let Settings { host, port, indexer } = match prepare(&common, |layers| args.resolve(layers)) {
-        Ok(Prepared::Config(config, _)) => config,
-        Ok(Prepared::Printed) => return ExitCode::SUCCESS,
-        Err(error) => return process::report(&error),
+        Ok((settings, _)) => settings,
+        Err(ended) => return ended,
     };
     process::run(None, ShutdownLimits::LOCAL, |runtime| async move {
         let metrics = Metrics::new();

@@ -12,9 +12,9 @@ use dynamo_runtime::{
 use serde_json::json;
 
 use crate::{
-    common::{CommonArgs, CommonConfig, Prepared, prepare},
+    common::{self, CommonArgs, CommonConfig},
     frontend::describe,
-    process::{self, StartError},
+    process::StartError,
     router_args::RouterArgs,
     start_block::StartBlock,
 };
@@ -44,14 +44,17 @@ pub struct RouterCommandArgs {
 }
 
 impl RouterCommandArgs {
-    fn resolve(&self, layers: &mut Layers<'_>) -> anyhow::Result<(EndpointRouterConfig, CommonConfig)> {
-        let common = CommonConfig::resolve(layers, &self.common)?;
+    fn resolve(
+        &self,
+        layers: &mut Layers<'_>,
+        common: &CommonConfig,
+    ) -> anyhow::Result<EndpointRouterConfig> {
         let namespace = common.namespace.as_deref().unwrap_or("dynamo");
         let default_endpoint = format!("dyn://{namespace}.backend.generate");
         let endpoint: String = layers.value(&ENDPOINT, self.endpoint.clone(), default_endpoint)?;
         let block_size = layers.optional(&BLOCK_SIZE, self.router_block_size)?;
         anyhow::ensure!(block_size != Some(0), "--router-block-size: a block has at least 1 token");
-        let config = EndpointRouterConfig {
+        Ok(EndpointRouterConfig {
             endpoint: EndpointId::parse(&endpoint),
             router: self.router.resolve(layers, RouterMode::Kv)?,
             block_size,
@@ -60,50 +63,50 @@ impl RouterCommandArgs {
                 self.router_dump_timeout_secs,
                 EndpointRouterConfig::DUMP_PATIENCE,
             )?,
-        };
-        Ok((config, common))
+        })
     }
 }
 
 /// Runs the router to its end.
 pub fn run(args: RouterCommandArgs) -> ExitCode {
-    let ((router, common), chosen) = match prepare(&args.common, |layers| args.resolve(layers)) {
-        Ok(Prepared::Config(config, chosen)) => (config, chosen),
-        Ok(Prepared::Printed) => return ExitCode::SUCCESS,
-        Err(error) => return process::report(&error),
-    };
-    let limits = common.runtime.shutdown;
-    let chosen = common.describe(&chosen);
-    process::run(common.threads, limits, |runtime| async move {
-        let distributed = DistributedRuntime::new(runtime.clone(), common.runtime)
-            .await
-            .map_err(|error| StartError(anyhow::Error::new(error)))?;
-        distributed.system().set_status(HealthStatus::NotReady);
-        let target = router.endpoint.clone();
-        let mode = router.router.mode;
-        let service = RouterService::start(&distributed, RouterServiceConfig { router })?;
-        register_dump(&distributed, &service);
-        describe(StartBlock::new("router"), &distributed, &chosen)
-            .line("routes to", target.as_url())
-            .line("serves", service.endpoint().as_url())
-            .line("routing", mode)
-            .line("health", "ready when it knows what the workers hold")
-            .print();
-        let served = match service.serve().await {
-            Ok(served) => served,
-            Err(RouterServiceError::ShuttingDown) => {
-                runtime.closed().await;
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let status = service.status();
-        tracing::info!(blocks = status.index.blocks, cold_workers = status.cold_workers, "router is ready");
-        runtime.drained().await;
-        drop(served);
-        runtime.closed().await;
-        Ok(())
-    })
+    common::run(
+        &args.common,
+        |layers, common| args.resolve(layers, common),
+        |runtime, router, common, chosen| async move {
+            let distributed = DistributedRuntime::new(runtime.clone(), common.runtime)
+                .await
+                .map_err(|error| StartError(anyhow::Error::new(error)))?;
+            distributed.system().set_status(HealthStatus::NotReady);
+            let target = router.endpoint.clone();
+            let mode = router.router.mode;
+            let service = RouterService::start(&distributed, RouterServiceConfig { router })?;
+            register_dump(&distributed, &service);
+            describe(StartBlock::new("router"), &distributed, &chosen)
+                .line("routes to", target.as_url())
+                .line("serves", service.endpoint().as_url())
+                .line("routing", mode)
+                .line("health", "ready when it knows what the workers hold")
+                .print();
+            let served = match service.serve().await {
+                Ok(served) => served,
+                Err(RouterServiceError::ShuttingDown) => {
+                    runtime.closed().await;
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let status = service.status();
+            tracing::info!(
+                blocks = status.index.blocks,
+                cold_workers = status.cold_workers,
+                "router is ready"
+            );
+            runtime.drained().await;
+            drop(served);
+            runtime.closed().await;
+            Ok(())
+        },
+    )
 }
 
 /// `/engine/dump_kv_index`: what the index has, by worker and rank, as events that give the same when applied in order.

@@ -10,10 +10,10 @@ use dynamo_runtime::{
 use dynamo_worker::{WorkerConfig, Workers};
 
 use crate::{
-    common::{CommonArgs, CommonConfig, Prepared, prepare},
+    common::{self, CommonArgs, CommonConfig},
     engine_args::EngineArgs,
     frontend::{Listening, ServiceArgs, can_be_asked, describe, example},
-    process::{self, StartError},
+    process::StartError,
     start_block::StartBlock,
 };
 
@@ -33,21 +33,13 @@ pub struct ServeArgs {
 
 /// Runs a stack to its end. It registers in discovery like any other: a worker in a second terminal joins it.
 pub fn run(args: ServeArgs) -> ExitCode {
-    let resolve = |layers: &mut Layers<'_>| {
+    let resolve = |layers: &mut Layers<'_>, common: &CommonConfig| {
         let service = args.service.resolve(layers, RouterMode::Kv)?;
-        let common = CommonConfig::resolve(layers, &args.common)?;
         let engine = args.engine.resolve(layers, common.namespace.as_deref())?;
         one_namespace(common.namespace.as_deref(), &engine)?;
-        Ok((service, engine, common))
+        Ok((service, engine))
     };
-    let ((service, engine, common), chosen) = match prepare(&args.common, resolve) {
-        Ok(Prepared::Config(config, chosen)) => (config, chosen),
-        Ok(Prepared::Printed) => return ExitCode::SUCCESS,
-        Err(error) => return process::report(&error),
-    };
-    let limits = common.runtime.shutdown;
-    let chosen = common.describe(&chosen);
-    process::run(common.threads, limits, |runtime| async move {
+    common::run(&args.common, resolve, |runtime, (service, engine), common, chosen| async move {
         let mode = service.mode();
         let start = |error| StartError(anyhow::Error::new(error));
         let distributed =

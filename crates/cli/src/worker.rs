@@ -6,10 +6,10 @@ use dynamo_runtime::config::Layers;
 use dynamo_worker::Workers;
 
 use crate::{
-    common::{CommonArgs, CommonConfig, Prepared, prepare},
+    common::{self, CommonArgs, CommonConfig},
     engine_args::EngineArgs,
     frontend::describe,
-    process::{self, StartError},
+    process::StartError,
     start_block::StartBlock,
 };
 
@@ -24,18 +24,10 @@ pub struct WorkerArgs {
 
 /// Runs workers to their end.
 pub fn run(args: WorkerArgs) -> ExitCode {
-    let resolve = |layers: &mut Layers<'_>| {
-        let common = CommonConfig::resolve(layers, &args.common)?;
-        Ok((args.engine.resolve(layers, common.namespace.as_deref())?, common))
+    let resolve = |layers: &mut Layers<'_>, common: &CommonConfig| {
+        args.engine.resolve(layers, common.namespace.as_deref())
     };
-    let ((engine, common), chosen) = match prepare(&args.common, resolve) {
-        Ok(Prepared::Config(config, chosen)) => (config, chosen),
-        Ok(Prepared::Printed) => return ExitCode::SUCCESS,
-        Err(error) => return process::report(&error),
-    };
-    let limits = common.runtime.shutdown;
-    let chosen = common.describe(&chosen);
-    process::run(common.threads, limits, |runtime| async move {
+    common::run(&args.common, resolve, |runtime, engine, common, chosen| async move {
         let (number, endpoint) = (engine.num_workers, engine.endpoint.clone());
         let loras = engine.loras.join(", ");
         let speedup = engine.engine.speedup_ratio;
