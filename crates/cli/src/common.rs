@@ -1,6 +1,10 @@
 //! What all commands have in common: where their settings come from, and how they start.
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{
+    io::{ErrorKind, IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use dynamo_runtime::{
     Runtime, RuntimeConfig,
@@ -128,8 +132,11 @@ fn settle<C>(
     let config = resolve(&mut layers)?;
     let resolved = layers.finish();
     if args.print_config {
-        print!("{resolved}");
-        return Ok(None);
+        // Whoever reads it may have read enough.
+        return match write!(std::io::stdout(), "{resolved}") {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+            _ => Ok(None),
+        };
     }
     logging::install(&options)?;
     for warning in &resolved.warnings {

@@ -79,18 +79,10 @@ impl<'a> AdapterCards<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use dynamo_runtime::{Epoch, WorkerId};
 
     use super::*;
-    use crate::CardOptions;
-
-    fn base() -> ModelCard {
-        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/tiny-llama");
-        let options = CardOptions { kv_cache_block_size: 16, ..CardOptions::default() };
-        ModelCard::from_directory(&tiny, options).unwrap()
-    }
+    use crate::card::tests::tiny_card as base;
 
     fn record(
         endpoint: &str,

@@ -203,8 +203,14 @@ fn slug(name: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// The card of the tiny model, with blocks of 16 tokens.
+    pub(crate) fn tiny_card() -> ModelCard {
+        let options = CardOptions { kv_cache_block_size: 16, ..CardOptions::default() };
+        ModelCard::from_directory(&tiny(), options).unwrap()
+    }
 
     fn tiny() -> std::path::PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/tiny-llama")

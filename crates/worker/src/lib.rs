@@ -14,6 +14,8 @@ mod load;
 mod metrics;
 mod model_check;
 mod model_files;
+#[cfg(test)]
+mod test_member;
 mod vocabulary;
 mod workers;
 

@@ -118,16 +118,8 @@ pub(crate) fn adapter_of<'a>(card: &'a ModelCard, suffix: Option<&str>) -> Optio
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-    use crate::CardOptions;
-
-    fn base() -> ModelCard {
-        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/tiny-llama");
-        let options = CardOptions { kv_cache_block_size: 16, ..CardOptions::default() };
-        ModelCard::from_directory(&tiny, options).unwrap()
-    }
+    use crate::card::tests::tiny_card as base;
 
     #[test]
     fn an_adapter_has_its_bases_card_under_its_own_name() {

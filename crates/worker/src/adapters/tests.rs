@@ -5,7 +5,7 @@ use std::{
 
 use dynamo_llm::{CardOptions, Catalog, CatalogConfig, ModelCatalog as _, RouterConfig, RouterMode};
 use dynamo_runtime::{
-    Metrics, Runtime, RuntimeConfig, ServedEndpoint, WorkerId,
+    RuntimeConfig, ServedEndpoint,
     request_plane::{IncomingRequest, Responder},
 };
 use serde_json::{Value, json};
@@ -41,12 +41,7 @@ impl Deployment {
     }
 
     async fn member(&self, worker_id: Option<u64>) -> DistributedRuntime {
-        let mut config = self.0.clone();
-        config.metrics = Metrics::new();
-        config.worker_id = worker_id.map(WorkerId::from_bits);
-        config.worker_name = worker_id.map(|id| format!("pod-{id}"));
-        let runtime = Runtime::with_limits(tokio::runtime::Handle::current(), config.shutdown);
-        DistributedRuntime::new(runtime, config).await.unwrap()
+        crate::test_member::member(&self.0, worker_id).await
     }
 
     /// A worker of a model that answers nothing.

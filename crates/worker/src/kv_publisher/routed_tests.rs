@@ -12,8 +12,8 @@ use dynamo_llm::{
     ModelCard, RouterConfig, RouterMode,
 };
 use dynamo_runtime::{
-    Announcement, DistributedRuntime, EndpointId, EventScope, Metrics, ModelRecord, Record, Runtime,
-    RuntimeConfig, ServedEndpoint, ShutdownReason, WorkerId,
+    Announcement, DistributedRuntime, EndpointId, EventScope, ModelRecord, Record, RuntimeConfig,
+    ServedEndpoint, ShutdownReason,
 };
 use dynamo_tokens::{BlockSize, HashSeed, LocalBlockHash, TokenId, local_block_hashes};
 
@@ -45,12 +45,7 @@ impl Deployment {
     }
 
     async fn member(&self, worker_id: Option<u64>) -> DistributedRuntime {
-        let mut config = self.0.clone();
-        config.metrics = Metrics::new();
-        config.worker_id = worker_id.map(WorkerId::from_bits);
-        config.worker_name = worker_id.map(|id| format!("pod-{id}"));
-        let runtime = Runtime::with_limits(tokio::runtime::Handle::current(), config.shutdown);
-        DistributedRuntime::new(runtime, config).await.unwrap()
+        crate::test_member::member(&self.0, worker_id).await
     }
 
     /// A worker, or its next incarnation.
