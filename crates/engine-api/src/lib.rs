@@ -22,6 +22,6 @@ pub use kv_event::{
 };
 pub use output::{CompletionUsage, EngineOutput, FinishReason, PromptTokensDetails, StopReason};
 pub use request::{
-    LatencyTargets, OutputOptions, PreprocessedRequest, RouterConfigOverride, RoutingConstraints,
-    RoutingHints, SamplingOptions, StopConditions,
+    LatencyTargets, OutputOptions, PrefillResult, PreprocessedRequest, RouterConfigOverride,
+    RoutingConstraints, RoutingHints, SamplingOptions, StopConditions,
 };

@@ -28,6 +28,9 @@ pub struct EngineOutput {
     /// The engine's own counts, usually in the last output.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_usage: Option<CompletionUsage>,
+    /// From prefill workers: how another worker gets the prompt's blocks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disaggregated_params: Option<serde_json::Value>,
 }
 
 /// Why generation ended.

@@ -34,6 +34,17 @@ pub struct PreprocessedRequest {
     /// Settings of the choice that count for this request instead of the router's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub router_config_override: Option<RouterConfigOverride>,
+    /// What a prefill worker said when it had computed the prompt: its blocks can be had there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefill_result: Option<PrefillResult>,
+}
+
+/// A prompt that another worker has computed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PrefillResult {
+    /// The object that the prefill worker gave, which only engines understand: see
+    /// [`EngineOutput::disaggregated_params`](crate::EngineOutput::disaggregated_params).
+    pub disaggregated_params: serde_json::Value,
 }
 
 /// What a request sets of the router's configuration. Absent: as configured.

@@ -40,7 +40,7 @@ pub struct ModelCard {
     /// Tries of a request on another worker.
     #[serde(default)]
     pub migration_limit: u32,
-    /// What it can be asked for, as in `Chat | Completions`.
+    /// What it can be asked for, as in `Chat | Completions`; `Prefill`: for prompts that other workers answer.
     pub model_type: String,
     /// What the worker takes: `Tokens`.
     pub model_input: String,
@@ -104,7 +104,13 @@ pub struct CardOptions {
     pub context_length: Option<u32>,
     /// Limits of the worker.
     pub runtime_config: RuntimeConfigCard,
+    /// Whether the worker computes prompts alone, and others answer.
+    pub is_prefill: bool,
 }
+
+/// What the workers of prompts alone can be asked for.
+const PREFILL: &str = "Prefill";
+const CHAT: &str = "Chat | Completions";
 
 impl ModelCard {
     /// Reads a Hugging Face model directory: tokenizer and configuration, never weights.
@@ -151,7 +157,7 @@ impl ModelCard {
             context_length,
             kv_cache_block_size: options.kv_cache_block_size,
             migration_limit: options.migration_limit,
-            model_type: "Chat | Completions".to_owned(),
+            model_type: if options.is_prefill { PREFILL } else { CHAT }.to_owned(),
             model_input: "Tokens".to_owned(),
             lora: None,
             runtime_config: options.runtime_config,
@@ -171,8 +177,13 @@ impl ModelCard {
         .filter_map(|(kind, file)| Some((kind, file?)))
     }
 
+    /// Whether its worker computes prompts alone, and others answer.
+    pub fn is_prefill(&self) -> bool {
+        self.model_type == PREFILL
+    }
+
     /// Identifies what a frontend makes of the card: names, contents of files (not their paths), context, block size.
-    /// Workers of one model must agree on it.
+    /// Workers of one model must agree on it, those of prompts alone included.
     pub fn checksum(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let mut part = |text: &str| {
@@ -180,7 +191,7 @@ impl ModelCard {
             hasher.update(text.as_bytes());
         };
         part(&self.display_name);
-        part(&self.model_type);
+        part(if self.is_prefill() { CHAT } else { &self.model_type });
         part(&self.model_input);
         part(&self.context_length.to_string());
         part(&self.kv_cache_block_size.to_string());
@@ -240,6 +251,15 @@ pub(crate) mod tests {
         assert_ne!(moved.checksum(), card.checksum());
         let other = CardOptions { name: Some("other".into()), ..options() };
         assert_ne!(ModelCard::from_directory(&tiny(), other).unwrap().checksum(), card.checksum());
+    }
+
+    #[test]
+    fn workers_of_prompts_alone_have_the_same_checksum() {
+        let card = ModelCard::from_directory(&tiny(), options()).unwrap();
+        let prefill = CardOptions { is_prefill: true, ..options() };
+        let prefill = ModelCard::from_directory(&tiny(), prefill).unwrap();
+        assert!(prefill.is_prefill() && !card.is_prefill());
+        assert_eq!((prefill.model_type.as_str(), prefill.checksum()), ("Prefill", card.checksum()));
     }
 
     #[test]

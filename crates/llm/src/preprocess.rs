@@ -207,6 +207,7 @@ impl Preprocessor {
             routing,
             router: request.latency_targets,
             router_config_override: None,
+            prefill_result: None,
         }
     }
 

@@ -140,6 +140,7 @@ impl Workers {
                 custom_template: config.custom_template.clone(),
                 migration_limit: 0,
                 context_length: config.context_length,
+                is_prefill: false,
                 runtime_config: RuntimeConfigCard {
                     total_kv_blocks: Some(u64::from(engine.num_gpu_blocks)),
                     max_num_seqs: Some(u64::from(engine.max_num_seqs)),

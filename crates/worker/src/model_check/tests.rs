@@ -20,20 +20,14 @@ fn check(tokenizer_config: Option<&str>, custom: Option<&[u8]>) -> Result<(), St
         path
     });
     let options = CardOptions {
-        name: None,
         kv_cache_block_size: 16,
         custom_template,
-        migration_limit: 0,
-        context_length: None,
         runtime_config: RuntimeConfigCard {
-            total_kv_blocks: None,
-            max_num_seqs: None,
-            max_num_batched_tokens: None,
             data_parallel_size: 1,
-            data_parallel_start_rank: 0,
             enable_local_indexer: true,
-            taints: Vec::new(),
+            ..RuntimeConfigCard::default()
         },
+        ..CardOptions::default()
     };
     let card = ModelCard::from_directory(folder.path(), options).unwrap();
     check_model(&card).map(drop).map_err(|error| error.to_string())
