@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use dynamo_frontend::{HttpConfig, HttpService};
-use dynamo_llm::{Catalog, CatalogConfig, ModelCatalog, RouterConfig, RouterMode};
+use dynamo_llm::{Catalog, CatalogConfig, DisaggConfig, ModelCatalog, RouterConfig, RouterMode};
 use dynamo_runtime::{
     DistributedRuntime, EndpointId, Runtime,
     config::{Key, Layers},
@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     common::{self, Chosen, CommonArgs, CommonConfig},
+    disagg_args::DisaggArgs,
     process::StartError,
     router_args::RouterArgs,
     start_block::StartBlock,
@@ -48,6 +49,8 @@ pub(crate) struct ServiceArgs {
     pub(crate) model_cache: Option<PathBuf>,
     #[command(flatten)]
     router: RouterArgs,
+    #[command(flatten)]
+    disagg: DisaggArgs,
 }
 
 /// Flags of the frontend.
@@ -65,6 +68,7 @@ pub(crate) struct ServiceConfig {
     port: u16,
     http: HttpConfig,
     router: RouterConfig,
+    disagg: DisaggConfig,
     file_cache: PathBuf,
 }
 
@@ -81,6 +85,7 @@ impl ServiceArgs {
         http.trust_routing_headers =
             layers.switch(&TRUST, self.trust_routing_headers.then_some(true), false)?;
         let router = self.router.resolve(layers, default_mode)?;
+        let disagg = self.disagg.resolve(layers, router.kv.queue.threshold)?;
         let cache = layers.path(&FILE_CACHE, self.model_cache.clone())?;
         let user_cache = || {
             let home = env.get("XDG_CACHE_HOME").map(PathBuf::from);
@@ -92,6 +97,7 @@ impl ServiceArgs {
             port: layers.value(&PORT, self.http_port, 8000)?,
             http,
             router,
+            disagg,
             file_cache: cache.unwrap_or_else(user_cache),
         })
     }
@@ -125,6 +131,7 @@ impl Listening {
         let address = listener.local_addr()?;
         let catalog = CatalogConfig {
             router: config.router,
+            disagg: config.disagg,
             namespace,
             file_cache: config.file_cache,
             tokenizing: std::thread::available_parallelism().map_or(1, usize::from),

@@ -7,6 +7,7 @@ mod allocator;
 mod bench;
 mod common;
 mod descriptors;
+mod disagg_args;
 mod engine_args;
 mod frontend;
 mod global_router;

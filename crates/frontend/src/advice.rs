@@ -8,7 +8,7 @@ use dynamo_llm::RoutingAdvice;
 use dynamo_protocols::{ChatCompletion, NvExtAnswer};
 use serde_json::json;
 
-use crate::answer::both_roles;
+use crate::answer::worker_ids;
 
 /// A completion without choices whose `nvext` names the worker and has the prompt in tokens; as a stream, one event.
 pub(crate) fn answer(
@@ -19,7 +19,7 @@ pub(crate) fn answer(
     stream: bool,
 ) -> Response<Body> {
     let nvext = NvExtAnswer {
-        worker_id: Some(both_roles((advice.worker_id, advice.dp_rank))),
+        worker_id: Some(worker_ids(advice.prefill, (advice.worker_id, advice.dp_rank))),
         token_ids: Some(advice.token_ids),
         ..NvExtAnswer::default()
     };

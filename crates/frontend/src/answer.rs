@@ -47,7 +47,8 @@ impl ExtraFields {
         if !(self.worker_id || self.timing || self.stop_reason) {
             return None;
         }
-        let worker_id = generation.worker().filter(|_| self.worker_id).map(both_roles);
+        let decode = generation.worker().filter(|_| self.worker_id);
+        let worker_id = decode.map(|decode| worker_ids(generation.prefill_worker(), decode));
         let stop_reason = stop.filter(|_| self.stop_reason).map(|stop| match stop {
             StopReason::Text(text) => text.into(),
             StopReason::Token(token) => token.into(),
@@ -57,14 +58,11 @@ impl ExtraFields {
     }
 }
 
-/// One worker and rank that both compute the prompt and generate.
-pub(crate) fn both_roles((worker, rank): (u64, u32)) -> WorkerIds {
-    WorkerIds {
-        prefill_worker_id: worker,
-        prefill_dp_rank: rank,
-        decode_worker_id: worker,
-        decode_dp_rank: rank,
-    }
+/// The worker and rank that compute the prompt, if they are not those that answer, and those that do.
+pub(crate) fn worker_ids(prefill: Option<(u64, u32)>, decode: (u64, u32)) -> WorkerIds {
+    let (prefill_worker_id, prefill_dp_rank) = prefill.unwrap_or(decode);
+    let (decode_worker_id, decode_dp_rank) = decode;
+    WorkerIds { prefill_worker_id, prefill_dp_rank, decode_worker_id, decode_dp_rank }
 }
 
 /// How an answer ended, put together from its deltas.

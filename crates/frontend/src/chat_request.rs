@@ -11,6 +11,10 @@ const WORKER_HEADERS: [&str; 2] = ["x-dynamo-worker-instance-id", "x-worker-inst
 /// Headers that name a rank.
 const RANK_HEADERS: [&str; 4] =
     ["x-dynamo-dp-rank", "x-dp-rank", "x-dynamo-data-parallel-rank", "x-data-parallel-rank"];
+/// Headers that name a prefill worker.
+const PREFILL_WORKER_HEADERS: [&str; 2] = ["x-dynamo-prefill-instance-id", "x-prefill-instance-id"];
+/// Headers that name a rank of it.
+const PREFILL_RANK_HEADERS: [&str; 2] = ["x-dynamo-prefill-dp-rank", "x-prefill-dp-rank"];
 
 /// The header that says how many seconds earlier a request counts as come.
 const PRIORITY_HEADERS: [&str; 1] = ["x-dynamo-request-priority"];
@@ -21,12 +25,14 @@ const POLICY_CLASS_HEADER: &str = "x-dynamo-policy-class";
 /// A rank that stands for none.
 const NO_RANK: u32 = u32::MAX;
 
-/// Which worker and rank the headers name, with what priority and of which policy class; what does not parse is passed
+/// Which workers and ranks the headers name, with what priority and of which policy class; what does not parse is passed
 /// over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RoutingHeaders {
     pub(crate) worker_id: Option<u64>,
     pub(crate) dp_rank: Option<u32>,
+    pub(crate) prefill_worker_id: Option<u64>,
+    pub(crate) prefill_dp_rank: Option<u32>,
     pub(crate) priority: Option<i32>,
     pub(crate) strict_priority: Option<u32>,
     pub(crate) policy_class: Option<Box<str>>,
@@ -34,9 +40,12 @@ pub(crate) struct RoutingHeaders {
 
 impl RoutingHeaders {
     pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let rank = |names: &[&str]| number(headers, names).filter(|&rank| rank != NO_RANK);
         Self {
             worker_id: number(headers, &WORKER_HEADERS),
-            dp_rank: number(headers, &RANK_HEADERS).filter(|&rank| rank != NO_RANK),
+            dp_rank: rank(&RANK_HEADERS),
+            prefill_worker_id: number(headers, &PREFILL_WORKER_HEADERS),
+            prefill_dp_rank: rank(&PREFILL_RANK_HEADERS),
             priority: number(headers, &PRIORITY_HEADERS),
             strict_priority: number(headers, &STRICT_PRIORITY_HEADERS),
             policy_class: text(headers, POLICY_CLASS_HEADER),
@@ -117,6 +126,8 @@ pub(crate) fn chat_request(request: ChatCompletionRequest, headers: RoutingHeade
         annotations: nvext.annotations.take().unwrap_or_default(),
         worker_id,
         dp_rank: headers.dp_rank.or(nvext.dp_rank),
+        prefill_worker_id: headers.prefill_worker_id.or(nvext.prefill_worker_id),
+        prefill_dp_rank: headers.prefill_dp_rank.or(nvext.prefill_dp_rank),
         expected_output_tokens: nvext.expected_output_tokens(),
         cache_salt: request.cache_salt.or_else(|| nvext.cache_salt.take()),
         latency_targets: latency_targets(nvext.router.as_ref()),
@@ -185,6 +196,25 @@ mod tests {
         headers.insert("x-dp-rank", HeaderValue::from_static("many"));
         let routed = chat_request(request(body), RoutingHeaders::of(&headers));
         assert_eq!((routed.worker_id, routed.dp_rank), (Some(9), Some(2)));
+    }
+
+    #[test]
+    fn the_worker_of_the_prompt_may_be_another_one() {
+        let body = json!({"nvext":
+            {"decode_worker_id": 1, "prefill_worker_id": 3, "dp_rank": 2, "prefill_dp_rank": 4}});
+        let named = |asked: &ChatRequest| {
+            (asked.worker_id, asked.dp_rank, asked.prefill_worker_id, asked.prefill_dp_rank)
+        };
+        let plain = chat_request(request(body.clone()), RoutingHeaders::default());
+        assert_eq!(named(&plain), (Some(1), Some(2), Some(3), Some(4)));
+        let mut headers = HeaderMap::new();
+        headers.insert("x-prefill-instance-id", HeaderValue::from_static("9"));
+        headers.insert("x-dynamo-prefill-dp-rank", HeaderValue::from_static("4294967295"));
+        let routed = chat_request(request(body.clone()), RoutingHeaders::of(&headers));
+        assert_eq!(named(&routed), (Some(1), Some(2), Some(9), Some(4)), "that rank is none");
+        headers.insert("x-dynamo-prefill-dp-rank", HeaderValue::from_static("5"));
+        let routed = chat_request(request(body), RoutingHeaders::of(&headers));
+        assert_eq!(named(&routed), (Some(1), Some(2), Some(9), Some(5)));
     }
 
     #[test]

@@ -202,7 +202,12 @@ impl ChatModel for FakeModel {
             *self.record.last.lock() = Some((request, context));
             match self.script.refusal.clone() {
                 Some(error) => Err(error),
-                None => Ok(RoutingAdvice { worker_id, dp_rank: 0, token_ids: FAKE_PROMPT.to_vec() }),
+                None => Ok(RoutingAdvice {
+                    worker_id,
+                    dp_rank: 0,
+                    prefill: None,
+                    token_ids: FAKE_PROMPT.to_vec(),
+                }),
             }
         })
     }

@@ -199,7 +199,9 @@ pub enum ConfigError {
     )]
     ClassesWithoutQueue,
     /// Nobody would ever know that prefill workers are busy.
-    #[error("a conditional disaggregation by prefill load needs a busy or queue threshold")]
+    #[error(
+        "conditional disaggregation by prefill load needs prefill_busy_threshold, or router-queue-threshold"
+    )]
     DisaggWithoutLoad,
     /// What was sent would be forgotten at once.
     #[error("router-ttl-secs and router-predicted-ttl-secs must be longer than 0 s")]

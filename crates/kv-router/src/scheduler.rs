@@ -216,9 +216,14 @@ impl KvScheduler {
     /// Whether a request of a class is to wait: a queue threshold is set, and every rank that may serve it has more prompt
     /// tokens outstanding than the threshold. Where none may serve it, waiting is of no use.
     pub fn must_wait(&mut self, request: &SelectRequest<'_>, class: ClassId) -> bool {
-        let Some(threshold) = self.config.queue.threshold_of(class) else { return false };
+        self.config.queue.threshold_of(class).is_some_and(|steps| self.all_beyond(request, steps))
+    }
+
+    /// Whether there are ranks that may serve a request, and each has more prompt tokens outstanding than so many of its
+    /// largest steps.
+    pub fn all_beyond(&mut self, request: &SelectRequest<'_>, steps: f64) -> bool {
         self.judge();
-        self.workers.all_beyond(request, threshold, &self.active)
+        self.workers.all_beyond(request, steps, &self.active)
     }
 
     /// The ranks that may serve a request, whatever they have cached.

@@ -88,6 +88,8 @@ pub struct RoutingAdvice {
     pub worker_id: u64,
     /// Its rank.
     pub dp_rank: u32,
+    /// Who would compute the prompt first, if another one, and its rank.
+    pub prefill: Option<(u64, u32)>,
     /// The prompt in tokens, so that it need not be tokenized again.
     pub token_ids: Vec<u32>,
 }
@@ -144,6 +146,10 @@ pub struct ChatRequest {
     pub worker_id: Option<u64>,
     /// The rank that must serve it.
     pub dp_rank: Option<u32>,
+    /// The worker that is to compute its prompt, where prompts are computed by others.
+    pub prefill_worker_id: Option<u64>,
+    /// And the rank.
+    pub prefill_dp_rank: Option<u32>,
     /// Answer tokens that the client expects.
     pub expected_output_tokens: Option<u32>,
     /// Separates caches of tenants.
@@ -174,6 +180,10 @@ pub trait Generation: Send {
     fn usage(&self) -> CompletionUsage;
     /// The worker and rank that answer.
     fn worker(&self) -> Option<(u64, u32)>;
+    /// The worker and rank that computed the prompt: those that answer, if there was no other.
+    fn prefill_worker(&self) -> Option<(u64, u32)> {
+        self.worker()
+    }
 }
 
 /// One step of an answer.

@@ -12,9 +12,9 @@ use dynamo_runtime::{Change, DistributedRuntime, EndpointId, Query, Record, Reco
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
-    ChatModel, FileCache, InstanceInfo, ModelCatalog, ModelInfo, RouterConfig, adapter_models::AdapterModel,
-    catalog_metrics::CatalogMetrics, keeper::Keeper, routed_endpoint::RoutingContext,
-    served_model::ServedModel,
+    ChatModel, DisaggConfig, FileCache, InstanceInfo, ModelCatalog, ModelInfo, RouterConfig,
+    adapter_models::AdapterModel, catalog_metrics::CatalogMetrics, keeper::Keeper,
+    routed_endpoint::RoutingContext, served_model::ServedModel,
 };
 
 /// Models that become ready at the same instant; more wait for their turn.
@@ -25,6 +25,8 @@ const BUILT_CAPACITY: usize = 16;
 pub struct CatalogConfig {
     /// How requests are routed.
     pub router: RouterConfig,
+    /// Who computes prompts where a model has prefill workers.
+    pub disagg: DisaggConfig,
     /// Only models of this namespace; absent: of all.
     pub namespace: Option<String>,
     /// Where files that came from workers are kept.
@@ -73,6 +75,7 @@ impl Catalog {
             cache: FileCache::new(config.file_cache.clone()),
             tokenizing: Arc::new(Semaphore::new(config.tokenizing.max(1))),
             routing,
+            disagg: config.disagg,
         });
         let keeper = Keeper::new(builder, config.namespace, shared.clone(), scope.clone(), built);
         scope.spawn("models", keeper.run(arrivals));
@@ -118,6 +121,7 @@ pub(crate) struct Builder {
     pub(crate) cache: FileCache,
     pub(crate) tokenizing: Arc<Semaphore>,
     pub(crate) routing: Arc<RoutingContext>,
+    pub(crate) disagg: DisaggConfig,
 }
 
 /// Keeps the list of endpoint instances for `/health`.

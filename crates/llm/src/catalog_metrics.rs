@@ -7,10 +7,7 @@ use dynamo_runtime::metrics::{Metrics, MetricsError};
 use parking_lot::Mutex;
 use prometheus::{IntCounterVec, IntGaugeVec};
 
-use crate::{
-    catalog::Shared,
-    router::{Router, WORKER_TYPE},
-};
+use crate::{catalog::Shared, router::Router};
 
 const WORKER_LABELS: [&str; 3] = ["worker_id", "dp_rank", "worker_type"];
 const QUEUE_LABELS: [&str; 3] = ["model", "worker_type", "policy_class"];
@@ -36,7 +33,7 @@ pub(crate) struct CatalogMetrics {
     lower_bytes: IntGaugeVec,
     events: IntCounterVec,
     /// What each model's index had counted when it was last looked at: the family grows by the difference, and does not
-    /// shrink when a model leaves. No more than there are models.
+    /// shrink when a model leaves. No more than twice the models.
     counted: Mutex<Vec<(Weak<Router>, EventCounters)>>,
 }
 
@@ -173,53 +170,66 @@ impl CatalogMetrics {
         let mut counted = self.counted.lock();
         counted.retain(|(router, _)| router.strong_count() > 0);
         for (name, served) in shared.models.load().iter() {
-            for (worker, load) in served.router().loads() {
-                let labels = [&worker.worker_id.to_string(), &worker.dp_rank.to_string(), WORKER_TYPE];
-                self.decode_blocks.with_label_values(&labels).add(load.decode_blocks.round() as i64);
-                self.prefill_tokens.with_label_values(&labels).add(load.prefill_tokens as i64);
-                self.active_requests.with_label_values(&labels).add(i64::from(load.requests));
-            }
-            for (worker, speed) in served.router().prefill_speeds() {
-                let labels = [&worker.worker_id.to_string(), &worker.dp_rank.to_string(), WORKER_TYPE];
-                self.prefill_speed.with_label_values(&labels).set(speed.round() as i64);
-            }
             self.cold_workers.with_label_values(&[name]).set(served.cold_workers() as i64);
-            let unfound = served.router().unfound_workers();
-            self.unfound_workers.with_label_values(&[name]).set(unfound as i64);
-            for (class, depth) in served.router().queue_depths() {
-                let labels = [name.as_str(), WORKER_TYPE, class];
-                self.queue_requests.with_label_values(&labels).set(depth.requests as i64);
-                self.queue_isl_tokens.with_label_values(&labels).set(depth.isl_tokens as i64);
-                self.queue_cached_tokens.with_label_values(&labels).set(depth.cached_tokens as i64);
+            for (router, worker_type) in served.routers() {
+                self.refresh_router(name, &router, worker_type.label());
+                self.count_events(&mut counted, &router);
             }
-            self.active_bytes.with_label_values(&[name]).set(served.router().active_bytes() as i64);
-            let index = served.router().index();
-            let counts = index.counts();
-            self.index_blocks.with_label_values(&[name]).set(counts.blocks as i64);
-            self.index_bytes.with_label_values(&[name]).set(counts.bytes as i64);
-            self.lower_bytes.with_label_values(&[name]).set(index.lower_counts().bytes as i64);
-            let sent = served.router().sent_counts();
-            self.sent_blocks.with_label_values(&[name]).set(sent.blocks as i64);
-            self.sent_bytes.with_label_values(&[name]).set(sent.bytes as i64);
-            let lanes = index.gauges();
-            self.queued_events.with_label_values(&[name]).set(lanes.queued_events as i64);
-            self.queued_blocks.with_label_values(&[name]).set(lanes.queued_blocks as i64);
-            self.broken_lanes.with_label_values(&[name]).set(i64::from(index.broken().is_some()));
-            let counters = index.counters();
-            let router = Arc::downgrade(served.router());
-            let place = match counted.iter().position(|(known, _)| known.ptr_eq(&router)) {
-                Some(place) => place,
-                None => {
-                    counted.push((router, EventCounters::default()));
-                    counted.len() - 1
-                }
-            };
-            let before = std::mem::replace(&mut counted[place].1, counters);
-            for (kind, status, count) in counters.iter() {
-                let new = count.saturating_sub(before.get(kind, status));
-                if new > 0 {
-                    self.events.with_label_values(&[kind.label(), status.label()]).inc_by(new);
-                }
+        }
+    }
+
+    /// Adds what a model's router knows: a model may have two.
+    fn refresh_router(&self, name: &str, router: &Router, worker_type: &str) {
+        for (worker, load) in router.loads() {
+            let labels = [&worker.worker_id.to_string(), &worker.dp_rank.to_string(), worker_type];
+            self.decode_blocks.with_label_values(&labels).add(load.decode_blocks.round() as i64);
+            self.prefill_tokens.with_label_values(&labels).add(load.prefill_tokens as i64);
+            self.active_requests.with_label_values(&labels).add(i64::from(load.requests));
+        }
+        for (worker, speed) in router.prefill_speeds() {
+            let labels = [&worker.worker_id.to_string(), &worker.dp_rank.to_string(), worker_type];
+            self.prefill_speed.with_label_values(&labels).set(speed.round() as i64);
+        }
+        for (class, depth) in router.queue_depths() {
+            let labels = [name, worker_type, class];
+            self.queue_requests.with_label_values(&labels).set(depth.requests as i64);
+            self.queue_isl_tokens.with_label_values(&labels).set(depth.isl_tokens as i64);
+            self.queue_cached_tokens.with_label_values(&labels).set(depth.cached_tokens as i64);
+        }
+        let (index, sent) = (router.index(), router.sent_counts());
+        let (counts, lanes) = (index.counts(), index.gauges());
+        for (family, value) in [
+            (&self.unfound_workers, router.unfound_workers()),
+            (&self.active_bytes, router.active_bytes()),
+            (&self.index_blocks, counts.blocks),
+            (&self.index_bytes, counts.bytes),
+            (&self.lower_bytes, index.lower_counts().bytes),
+            (&self.sent_blocks, sent.blocks),
+            (&self.sent_bytes, sent.bytes),
+            (&self.queued_events, lanes.queued_events),
+            (&self.queued_blocks, lanes.queued_blocks),
+            (&self.broken_lanes, usize::from(index.broken().is_some())),
+        ] {
+            family.with_label_values(&[name]).add(value as i64);
+        }
+    }
+
+    /// Adds what a router's index has counted since it was last looked at.
+    fn count_events(&self, counted: &mut Vec<(Weak<Router>, EventCounters)>, router: &Arc<Router>) {
+        let counters = router.index().counters();
+        let router = Arc::downgrade(router);
+        let place = match counted.iter().position(|(known, _)| known.ptr_eq(&router)) {
+            Some(place) => place,
+            None => {
+                counted.push((router, EventCounters::default()));
+                counted.len() - 1
+            }
+        };
+        let before = std::mem::replace(&mut counted[place].1, counters);
+        for (kind, status, count) in counters.iter() {
+            let new = count.saturating_sub(before.get(kind, status));
+            if new > 0 {
+                self.events.with_label_values(&[kind.label(), status.label()]).inc_by(new);
             }
         }
     }

@@ -8,14 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use dynamo_engine_api::{DpRank, PreprocessedRequest, encode_request};
+use dynamo_engine_api::{DpRank, PreprocessedRequest};
 use dynamo_kv_router::{IndexCounts, PotentialLoad, QueueDepth, RankEvent, SlotLoad, WorkerRank};
 use dynamo_runtime::{
-    Change, Client, DistributedRuntime, EndpointId, Incarnation, Instance, InstanceState, Query, Record,
-    RecordKey, TaskScope, WorkerId,
+    Change, Client, DistributedRuntime, EndpointId, Incarnation, Query, Record, RecordKey, TaskScope,
     metrics::MetricsError,
-    request_plane::{OutgoingRequest, ResponseStream, StreamError},
+    request_plane::{ResponseStream, StreamError},
 };
 use dynamo_tokens::BlockSize;
 use parking_lot::RwLock;
@@ -24,7 +22,7 @@ use wishes::Wishes;
 use crate::{
     GenerateError, ModelCard, RouterConfig,
     adapters::{AdapterCards, adapter_at},
-    retry::{Candidates, is_for_another},
+    dispatch::{self, Accepted, Envelope, SendError, unavailable},
     routed_endpoint::{RoutedEndpoint, RoutingContext},
     router::Booking,
     warmup::DUMP_PATIENCE,
@@ -208,39 +206,16 @@ impl EndpointRouter {
     ) -> Result<RoutedStream, StreamError> {
         let routed = self.routed().ok_or_else(no_workers)?;
         let wishes = Wishes::of(request)?;
-        let mut candidates = Candidates::avoiding(unavailable(&routed.client));
-        loop {
-            let wanted = wishes.route_request(&request.token_ids, candidates.excluded(), deadline);
-            let booking = match routed.router.route(&wanted).await {
-                Ok(booking) => booking,
-                Err(GenerateError::NoWorkers) if candidates.avoid_nobody() => continue,
-                Err(GenerateError::NoWorkers) => return Err(refusal(candidates.exhausted())),
-                Err(error) => return Err(refusal(error)),
-            };
-            let (worker_id, dp_rank) = booking.worker();
-            request.routing.worker_id = Some(worker_id);
-            request.routing.dp_rank = Some(dp_rank);
-            request.routing.estimated_prefix_hit_blocks = Some(booking.overlap_blocks());
-            let mut payload = Vec::with_capacity(request.token_ids.len() * 3 + 512);
-            encode_request(request, &mut payload);
-            let outgoing = OutgoingRequest {
-                id: id.clone(),
-                payload: Bytes::from(payload),
-                time_left: time_left(deadline)?,
-                metadata: metadata.clone(),
-            };
-            match open(&routed.client, worker_id, outgoing).await {
-                Ok((incarnation, stream)) => {
-                    let client = routed.client.clone();
-                    return Ok(RoutedStream { stream, incarnation, client, booking });
-                }
-                Err(error) if is_for_another(&error) && !wishes.is_pinned() => {
-                    tracing::info!(request_id = %id, worker_id, %error, "asking another worker");
-                    candidates.refused_by(worker_id, matches!(error, StreamError::Overloaded(_)));
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let wanted = wishes.route_request(&[], &[], deadline);
+        let envelope = Envelope { id, deadline, metadata };
+        let Accepted { stream, incarnation, booking } =
+            dispatch::send(&routed.router, &routed.client, request, &wanted, &envelope).await.map_err(
+                |error| match error {
+                    SendError::Route(error) => refusal(error),
+                    SendError::Worker(error) => error,
+                },
+            )?;
+        Ok(RoutedStream { stream, incarnation, client: routed.client.clone(), booking })
     }
 
     /// Whom a request would go to, and how many leading blocks of its prompt that one is believed to hold.
@@ -336,34 +311,6 @@ fn refusal(error: GenerateError) -> StreamError {
         GenerateError::DeadlineExceeded => StreamError::DeadlineExceeded,
         GenerateError::Invalid { message, .. } => StreamError::Application { code: INVALID_REQUEST, message },
         other => StreamError::Application { code: 500, message: other.to_string() },
-    }
-}
-
-/// Workers that are in doubt or failed just now: they are asked when nobody else is left.
-fn unavailable(client: &Client) -> Vec<u64> {
-    let doubtful =
-        |instance: &&Instance| instance.state() != InstanceState::Draining && !instance.is_available();
-    client.instances().iter().filter(doubtful).map(|instance| instance.worker_id().get()).collect()
-}
-
-fn time_left(deadline: Option<Instant>) -> Result<Option<Duration>, StreamError> {
-    let Some(deadline) = deadline else { return Ok(None) };
-    match deadline.checked_duration_since(Instant::now()) {
-        Some(left) if !left.is_zero() => Ok(Some(left)),
-        _ => Err(StreamError::DeadlineExceeded),
-    }
-}
-
-async fn open(
-    client: &Client,
-    worker_id: u64,
-    request: OutgoingRequest,
-) -> Result<(Incarnation, ResponseStream), StreamError> {
-    let gone = || StreamError::Unavailable("the worker has just left".to_owned());
-    let instance = client.instance(WorkerId::from_bits(worker_id)).ok_or_else(gone)?;
-    match client.open(&instance, request).await {
-        Ok(stream) => Ok((instance.incarnation(), stream)),
-        Err(error) => Err(error.stream_error().cloned().unwrap_or_else(gone)),
     }
 }
 

@@ -5,16 +5,16 @@ use std::{
     time::Instant,
 };
 
-use dynamo_engine_api::{
-    CompletionUsage, EngineOutput, FinishReason, PromptTokensDetails, StopReason, decode_output,
-};
+use dynamo_engine_api::{CompletionUsage, EngineOutput, FinishReason, StopReason, decode_output};
 use dynamo_runtime::{
     Client, Incarnation,
     request_plane::{ResponseStream, StreamError, StreamProgress},
 };
 use dynamo_text::{OutputDecoder, Stopped};
 
-use crate::{Delta, GenerateError, Generation, Progress, router::Booking};
+use crate::{
+    Delta, GenerateError, Generation, Progress, dispatch::Accepted, model::Prefilled, router::Booking,
+};
 
 /// The code of a worker's failure that is the request's own fault.
 const INVALID_REQUEST: u16 = 400;
@@ -25,6 +25,8 @@ pub(crate) struct RoutedGeneration {
     client: Client,
     /// Who answers.
     incarnation: Incarnation,
+    /// Who computed the prompt, if it was another one, and its rank.
+    prefill: Option<(u64, u32)>,
     decoded: DecodedOutput,
     /// Frees the worker's reservation when the answer ends, whatever the way.
     booking: Booking,
@@ -41,6 +43,8 @@ struct DecodedOutput {
     closed: Option<Closed>,
     /// Whether the engine itself said that it is done, so that the stream's end is near.
     engine_ended: bool,
+    /// Whether another worker computed the prompt: what this one found of it says nothing of caches.
+    is_prefilled: bool,
 }
 
 enum Closed {
@@ -51,16 +55,17 @@ enum Closed {
 impl RoutedGeneration {
     pub(crate) fn new(
         client: Client,
-        incarnation: Incarnation,
-        stream: ResponseStream,
+        accepted: Accepted,
         decoder: OutputDecoder,
         prompt_tokens: u32,
-        booking: Booking,
+        prefilled: Option<Prefilled>,
     ) -> Self {
+        let Accepted { stream, incarnation, booking } = accepted;
+        let details = prefilled.as_ref().and_then(|prefilled| prefilled.details).unwrap_or_default();
         let usage = CompletionUsage {
             prompt_tokens,
             total_tokens: prompt_tokens,
-            prompt_tokens_details: Some(PromptTokensDetails::default()),
+            prompt_tokens_details: Some(details),
             ..CompletionUsage::default()
         };
         let decoded = DecodedOutput {
@@ -70,8 +75,10 @@ impl RoutedGeneration {
             usage,
             closed: None,
             engine_ended: false,
+            is_prefilled: prefilled.is_some(),
         };
-        Self { stream, client, incarnation, decoded, booking, ended: false }
+        let prefill = prefilled.map(|prefilled| (prefilled.worker.worker_id, prefilled.worker.dp_rank));
+        Self { stream, client, incarnation, prefill, decoded, booking, ended: false }
     }
 }
 
@@ -115,6 +122,10 @@ impl Generation for RoutedGeneration {
     fn worker(&self) -> Option<(u64, u32)> {
         Some(self.booking.worker())
     }
+
+    fn prefill_worker(&self) -> Option<(u64, u32)> {
+        self.prefill.or_else(|| self.worker())
+    }
 }
 
 impl DecodedOutput {
@@ -128,6 +139,7 @@ impl DecodedOutput {
         }
         if let Some(usage) = self.output.completion_usage
             && usage.prompt_tokens_details.is_some()
+            && !self.is_prefilled
         {
             self.usage.prompt_tokens_details = usage.prompt_tokens_details;
         }

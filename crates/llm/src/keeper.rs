@@ -191,7 +191,7 @@ impl Keeper {
         self.failed.retain(|_, at| now < *at + BUILD_PAUSE);
         let mut models = Models::clone(&self.shared.models.load());
         for (name, served) in &models {
-            let expired = served.router().expire();
+            let expired = served.routers().iter().map(|(router, _)| router.expire()).sum::<usize>();
             if expired > 0 {
                 tracing::warn!(model = name, expired, "requests without a sign of life no longer count");
             }
@@ -271,8 +271,11 @@ impl Keeper {
         let adapter_cards = AdapterCards::of(cards_of_all);
         let mut adapters = AddedAdapters::over(self.shared.adapters.load_full());
         let mut by_name: BTreeMap<&str, Vec<(&RecordKey, &Registered)>> = BTreeMap::new();
+        let mut prefill_by_name: BTreeMap<&str, Vec<(&RecordKey, &Registered)>> = BTreeMap::new();
         for (key, registered) in self.records.iter().filter(|(_, registered)| !registered.is_adapter) {
-            by_name.entry(&registered.card.display_name).or_default().push((key, registered));
+            let is_prefill = registered.card.is_prefill();
+            let names = if is_prefill { &mut prefill_by_name } else { &mut by_name };
+            names.entry(&registered.card.display_name).or_default().push((key, registered));
         }
         let models = self.shared.models.load_full();
         for (name, served) in models.iter() {
@@ -290,6 +293,16 @@ impl Keeper {
                 }
             }
             served.set_workers(&cards(&own), &cards(&foreign), &adapter_cards);
+            let prefill = prefill_by_name.remove(name.as_str()).unwrap_or_default();
+            for key in served.set_prefill_workers(prefill, &adapter_cards) {
+                if self.told.insert(key.clone()) {
+                    tracing::warn!(
+                        model = name,
+                        worker_id = key.worker_id().get(),
+                        "a worker registered to compute prompts for this model, in another namespace, at another endpoint than those before it, or with another tokenizer or configuration: it is not used"
+                    );
+                }
+            }
             for (_, registered) in &own {
                 let of_worker = adapter_cards.of_worker(&registered.endpoint, registered.incarnation);
                 of_worker.iter().for_each(|card| adapters.add(card, served, &models));

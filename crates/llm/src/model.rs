@@ -1,26 +1,23 @@
 //! One model: template, tokenizer, router and workers behind one call.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+mod prefill;
 
-use bytes::Bytes;
-use dynamo_engine_api::{RoutingConstraints, RoutingHints, encode_request};
+use std::{sync::Arc, time::Instant};
+
+use dynamo_engine_api::{RoutingConstraints, RoutingHints};
 use dynamo_kv_router::{BusyThresholds, ConfigError, RouterOverrides, WorkerRank};
-use dynamo_runtime::{
-    Client, Incarnation, Instance, InstanceState, WorkerId,
-    request_plane::{OutgoingRequest, ResponseStream, StreamError},
-};
+use dynamo_runtime::Client;
 use dynamo_tokens::HashSeed;
+pub(crate) use prefill::Prefilled;
 use tokio::sync::Semaphore;
 
 use crate::{
     AdviceFuture, ChatModel, ChatRequest, GenerateError, Generation, GenerationFuture, ModelInfo,
     RequestContext, RoutingAdvice, RoutingWishes,
-    generation::{RoutedGeneration, stream_error},
+    dispatch::{self, Envelope, SendError, unavailable},
+    generation::RoutedGeneration,
+    prefill_pool::PrefillPool,
     preprocess::Preprocessor,
-    retry::{Candidates, is_for_another},
     router::{RouteRequest, Router, WantedAdapter},
 };
 
@@ -30,6 +27,8 @@ pub(crate) struct RoutedModel {
     pub(crate) preprocessor: Arc<Preprocessor>,
     pub(crate) router: Arc<Router>,
     pub(crate) client: Client,
+    /// Those who compute prompts first, if there are any.
+    pub(crate) prefill: Arc<PrefillPool>,
     /// Turns in the pool that tokenizes long prompts.
     pub(crate) tokenizing: Arc<Semaphore>,
     /// The adapter that all of its requests are for; none for a base model.
@@ -54,7 +53,9 @@ impl ChatModel for RoutedModel {
     }
 
     fn merge_busy_thresholds(&self, given: BusyThresholds) -> Result<BusyThresholds, ConfigError> {
-        self.router.merge_busy_thresholds(given)
+        let merged = self.router.merge_busy_thresholds(given)?;
+        self.prefill.set_busy_thresholds(merged);
+        Ok(merged)
     }
 }
 
@@ -66,6 +67,7 @@ impl RoutedModel {
             preprocessor: self.preprocessor.clone(),
             router: self.router.clone(),
             client: self.client.clone(),
+            prefill: self.prefill.clone(),
             tokenizing: self.tokenizing.clone(),
             adapter: Some(adapter),
         }
@@ -76,119 +78,66 @@ impl RoutedModel {
         mut request: ChatRequest,
         context: RequestContext,
     ) -> Result<Box<dyn Generation>, GenerateError> {
-        let tokens = self.preprocessor.prompt(&mut request, &self.tokenizing, context.deadline).await?;
+        let deadline = context.deadline;
+        let tokens = self.preprocessor.prompt(&mut request, &self.tokenizing, deadline).await?;
         let prompt_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
-        let mut engine_request = self.preprocessor.engine_request(&request, tokens, RoutingHints::default());
+        let hints = RoutingHints {
+            expected_output_tokens: request.expected_output_tokens,
+            lora_name: self.adapter.as_deref().map(str::to_owned),
+            cache_salt: request.cache_salt.clone(),
+            ..place_hints(&request.routing)
+        };
+        let mut engine_request = self.preprocessor.engine_request(&request, tokens, hints);
         engine_request.model.clone_from(&self.info.id);
         let decoder = self.preprocessor.decoder(&mut request, &engine_request.token_ids);
-        let metadata: Vec<(String, String)> =
-            context.traceparent.iter().map(|value| ("traceparent".to_owned(), value.clone())).collect();
-        // A worker that refuses or is gone before it accepts has done nothing: another one is asked, each at most once.
-        let mut candidates = Candidates::avoiding(self.unavailable());
-        loop {
-            let wanted = self.route_request(
-                &request,
-                &engine_request.token_ids,
-                candidates.excluded(),
-                context.deadline,
-            );
-            let booking = match self.router.route(&wanted).await {
-                Ok(booking) => booking,
-                Err(GenerateError::NoWorkers) if candidates.avoid_nobody() => continue,
-                Err(GenerateError::NoWorkers) => return Err(candidates.exhausted()),
-                Err(error) => return Err(error),
-            };
-            let (worker_id, dp_rank) = booking.worker();
-            engine_request.routing = RoutingHints {
-                worker_id: Some(worker_id),
-                dp_rank: Some(dp_rank),
-                expected_output_tokens: request.expected_output_tokens,
-                lora_name: self.adapter.as_deref().map(str::to_owned),
-                cache_salt: request.cache_salt.clone(),
-                estimated_prefix_hit_blocks: Some(booking.overlap_blocks()),
-                ..place_hints(&request.routing)
-            };
-            // Token ids take two or three bytes each, the rest some hundred.
-            let mut payload = Vec::with_capacity(engine_request.token_ids.len() * 3 + 512);
-            encode_request(&engine_request, &mut payload);
-            let outgoing = OutgoingRequest {
-                id: context.id.clone(),
-                payload: Bytes::from(payload),
-                time_left: time_left(context.deadline)?,
-                metadata: metadata.clone(),
-            };
-            match self.open(worker_id, outgoing).await {
-                Ok((incarnation, stream)) => {
-                    let client = self.client.clone();
-                    let generation =
-                        RoutedGeneration::new(client, incarnation, stream, decoder, prompt_tokens, booking);
-                    return Ok(Box::new(generation));
-                }
-                Err(error) if is_for_another(&error) && request.worker_id.is_none() => {
-                    tracing::info!(request_id = %context.id, worker_id, %error, "asking another worker");
-                    candidates.refused_by(worker_id, matches!(error, StreamError::Overloaded(_)));
-                }
-                Err(error) => return Err(stream_error(error)),
-            }
+        let traceparent = context.traceparent.iter().map(|value| ("traceparent".to_owned(), value.clone()));
+        let envelope = Envelope { id: context.id, deadline, metadata: traceparent.collect() };
+        let prefilled = self.prefill(&request, &engine_request, &envelope).await?;
+        let mut wishes = self.wishes(&request, deadline);
+        if let Some(prefilled) = &prefilled {
+            engine_request.prefill_result = Some(prefilled.result.clone());
+            engine_request.router_config_override = Some(prefill::answer_overrides());
+            wishes.overrides = prefill::ANSWER_OVERRIDES;
         }
+        let accepted = dispatch::send(&self.router, &self.client, &mut engine_request, &wishes, &envelope)
+            .await
+            .map_err(SendError::told)?;
+        let client = self.client.clone();
+        Ok(Box::new(RoutedGeneration::new(client, accepted, decoder, prompt_tokens, prefilled)))
     }
-}
 
-impl RoutedModel {
     async fn choose(
         &self,
         mut request: ChatRequest,
         context: RequestContext,
     ) -> Result<RoutingAdvice, GenerateError> {
         let token_ids = self.preprocessor.prompt(&mut request, &self.tokenizing, context.deadline).await?;
-        let avoided = self.unavailable();
-        let wanted = |excluded| self.route_request(&request, &token_ids, excluded, None);
-        let advised = match self.router.advise(&wanted(&avoided)).await {
-            Err(GenerateError::NoWorkers) if !avoided.is_empty() => self.router.advise(&wanted(&[])).await,
+        let prefill = self.advise_prefill(&request, &token_ids).await;
+        let avoided = unavailable(&self.client);
+        let overrides =
+            if prefill.is_some() { prefill::ANSWER_OVERRIDES } else { RouterOverrides::default() };
+        let wishes = RouteRequest { tokens: &token_ids, overrides, ..self.wishes(&request, None) };
+        let advised = match self.router.advise(&RouteRequest { excluded: &avoided, ..wishes }).await {
+            Err(GenerateError::NoWorkers) if !avoided.is_empty() => self.router.advise(&wishes).await,
             advised => advised,
         };
         let WorkerRank { worker_id, dp_rank } = advised?;
-        Ok(RoutingAdvice { worker_id, dp_rank, token_ids })
+        let prefill = prefill.map(|worker| (worker.worker_id, worker.dp_rank));
+        Ok(RoutingAdvice { worker_id, dp_rank, prefill, token_ids })
     }
 
-    async fn open(
-        &self,
-        worker_id: u64,
-        request: OutgoingRequest,
-    ) -> Result<(Incarnation, ResponseStream), StreamError> {
-        let gone = || StreamError::Unavailable("the worker has just left".to_owned());
-        let instance = self.client.instance(WorkerId::from_bits(worker_id)).ok_or_else(gone)?;
-        match self.client.open(&instance, request).await {
-            Ok(stream) => Ok((instance.incarnation(), stream)),
-            Err(error) => Err(error.stream_error().cloned().unwrap_or_else(gone)),
-        }
-    }
-
-    /// Workers that are in doubt or failed just now: they are asked when nobody else is left.
-    fn unavailable(&self) -> Vec<u64> {
-        let instances = self.client.instances();
-        let doubtful =
-            |instance: &&Instance| instance.state() != InstanceState::Draining && !instance.is_available();
-        instances.iter().filter(doubtful).map(|instance| instance.worker_id().get()).collect()
-    }
-
-    fn route_request<'a>(
-        &'a self,
-        request: &'a ChatRequest,
-        tokens: &'a [u32],
-        excluded: &'a [u64],
-        deadline: Option<Instant>,
-    ) -> RouteRequest<'a> {
+    /// What a request asks of the router of those who answer, its tokens apart.
+    fn wishes<'a>(&'a self, request: &'a ChatRequest, deadline: Option<Instant>) -> RouteRequest<'a> {
         let adapter = self.adapter.as_deref();
         RouteRequest {
-            tokens,
+            tokens: &[],
             seed: HashSeed::new(adapter, request.cache_salt.as_deref()),
             adapter: adapter.map(|name| WantedAdapter { name, is_registered: true }),
             pinned_worker: request.worker_id,
             pinned_rank: request.dp_rank,
             expected_output_tokens: request.expected_output_tokens,
             allowed: None,
-            excluded,
+            excluded: &[],
             session: request.routing.session.as_ref(),
             priority_jump: request.routing.priority_jump,
             strict_priority: request.routing.strict_priority,
@@ -218,13 +167,5 @@ fn place_hints(wishes: &RoutingWishes) -> RoutingHints {
         parent_session_id: session.as_ref().and_then(|session| session.parent.as_deref().map(text)),
         session_final: session.as_ref().is_some_and(|session| session.is_final),
         ..RoutingHints::default()
-    }
-}
-
-fn time_left(deadline: Option<Instant>) -> Result<Option<Duration>, GenerateError> {
-    let Some(deadline) = deadline else { return Ok(None) };
-    match deadline.checked_duration_since(Instant::now()) {
-        Some(left) if !left.is_zero() => Ok(Some(left)),
-        _ => Err(GenerateError::DeadlineExceeded),
     }
 }

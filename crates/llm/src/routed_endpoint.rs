@@ -17,7 +17,7 @@ use crate::{
     IndexPlace, KV_EVENTS_TOPIC, KV_INDEX_ENDPOINT, KV_QUERY_ENDPOINT, RouterConfig,
     index_servers::IndexServers,
     kv_events::{Follower, WORKER_NEWS_CAPACITY, WorkerNews},
-    router::{MatchSource, RemoteIndex, Router, RouterMetrics, StartRouterError},
+    router::{MatchSource, RemoteIndex, Router, RouterMetrics, StartRouterError, WorkerType},
     warmup::Warmup,
     worker_count::WorkerCount,
     worker_sync::{WorkerCards, WorkerSync},
@@ -37,16 +37,34 @@ pub(crate) struct RoutingContext {
     pub(crate) runtime: DistributedRuntime,
     pub(crate) config: RouterConfig,
     pub(crate) metrics: RouterMetrics,
+    /// What the routers' workers do.
+    worker_type: WorkerType,
     /// Answers others with the routers' indexes, where it is to.
-    index_servers: IndexServers,
+    index_servers: Arc<IndexServers>,
 }
 
 impl RoutingContext {
     pub(crate) fn new(runtime: &DistributedRuntime, config: RouterConfig) -> Result<Self, MetricsError> {
         let router_id = runtime.incarnation().worker_id.get();
         let metrics = RouterMetrics::register(runtime.metrics(), router_id, &config.kv.queue)?;
-        let index_servers = IndexServers::new(runtime.clone(), metrics.served_queries());
-        Ok(Self { runtime: runtime.clone(), config, metrics, index_servers })
+        let index_servers = Arc::new(IndexServers::new(runtime.clone(), metrics.served_queries()));
+        let worker_type = WorkerType::Decode;
+        Ok(Self { runtime: runtime.clone(), config, metrics, worker_type, index_servers })
+    }
+
+    /// The same for prefill workers: what a prompt leaves behind does not count there, and nobody waits for more of them.
+    pub(crate) fn of_prefill(&self) -> Self {
+        let mut config = self.config.clone();
+        config.kv.track_active_blocks = false;
+        config.kv.track_output_blocks = false;
+        config.min_initial_workers = 0;
+        Self {
+            runtime: self.runtime.clone(),
+            config,
+            metrics: self.metrics.clone(),
+            worker_type: WorkerType::Prefill,
+            index_servers: self.index_servers.clone(),
+        }
     }
 }
 
@@ -79,7 +97,7 @@ impl RoutedEndpoint {
             let client = runtime.client(index_endpoint.clone());
             RemoteIndex::new(client, block_size, metrics.remote_queries())
         });
-        let meters = metrics.of_model(model);
+        let meters = metrics.of_router(model, context.worker_type);
         let router = Arc::new(Router::new(config.clone(), block_size, router_id, source, meters)?);
         sync_replicas(runtime, &router, endpoint, &scope).await?;
         let client = runtime.client(endpoint.clone());

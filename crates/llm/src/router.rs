@@ -31,7 +31,7 @@ use dynamo_kv_router::{
 use dynamo_tokens::{BlockSize, LocalBlockHash, SequenceHash, local_block_hashes, sequence_hashes};
 pub use index_place::{IndexPlace, IndexPlaceError};
 use line::{Line, Turn, Wanted};
-pub(crate) use meters::{RouterMeters, RouterMetrics, WORKER_TYPE};
+pub(crate) use meters::{PrefilledBy, RouterMeters, RouterMetrics, WorkerType};
 pub use mode::{RouterConfig, RouterMode};
 use parking_lot::{Mutex, RwLock};
 use rand::Rng;
@@ -263,6 +263,11 @@ impl Router {
     /// How much waits of each policy class, with its name.
     pub(crate) fn queue_depths(&self) -> Vec<(&str, QueueDepth)> {
         self.line.depths()
+    }
+
+    /// The steps beyond which requests wait, where they do.
+    pub(crate) fn queue_threshold(&self) -> Option<f64> {
+        self.config.kv.queue.threshold
     }
 
     /// The thresholds over which ranks take no more requests.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dynamo_runtime::{EndpointId, TaskScope, WorkerId};
+use dynamo_runtime::{EndpointId, RecordKey, TaskScope, WorkerId};
 use dynamo_tokens::BlockSize;
 
 use crate::{
@@ -13,9 +13,10 @@ use crate::{
     keeper::Registered,
     model::RoutedModel,
     model_fetch::collect_files,
+    prefill_pool::PrefillPool,
     preprocess::{LoadError, Preprocessor},
     routed_endpoint::{FollowError, RoutedEndpoint},
-    router::Router,
+    router::{Router, WorkerType},
     warmup::DUMP_PATIENCE,
     worker_sync::{WorkerCard, WorkerCards},
 };
@@ -61,13 +62,16 @@ impl ServedModel {
             .await
             .map_err(|error| BuildError::Internal(error.to_string()))??;
         let (routing, name) = (&builder.routing, &card.display_name);
-        let starting = RoutedEndpoint::start(routing, endpoint, name, block_size, DUMP_PATIENCE, scope);
+        let starting =
+            RoutedEndpoint::start(routing, endpoint, name, block_size, DUMP_PATIENCE, scope.clone());
         let routed = starting.await?;
+        let prefill = PrefillPool::start(routing, builder.disagg, name, block_size, scope);
         let model = RoutedModel {
             info: info_of(card),
             preprocessor: Arc::new(preprocessor),
             router: routed.router.clone(),
             client: routed.client.clone(),
+            prefill,
             tokenizing: builder.tokenizing.clone(),
             adapter: None,
         };
@@ -85,7 +89,8 @@ impl ServedModel {
 
     /// Workers that are routed to as if they held nothing, for what they hold is not known.
     pub(crate) fn cold_workers(&self) -> usize {
-        self.routed.warmup().cold_workers()
+        let prefill = self.model.prefill.routed();
+        self.routed.warmup().cold_workers() + prefill.map_or(0, |routed| routed.warmup().cold_workers())
     }
 
     pub(crate) fn endpoint(&self) -> &EndpointId {
@@ -94,7 +99,10 @@ impl ServedModel {
 
     /// Whether a worker serves this very model: what was tokenized for one must fit the others.
     pub(crate) fn accepts(&self, registered: &Registered) -> bool {
-        !registered.is_adapter && registered.checksum == self.checksum && registered.endpoint == self.endpoint
+        !registered.is_adapter
+            && !registered.card.is_prefill()
+            && registered.checksum == self.checksum
+            && registered.endpoint == self.endpoint
     }
 
     /// Whether requests go to somebody, also if only to workers in doubt.
@@ -114,26 +122,60 @@ impl ServedModel {
         foreign: &[&Registered],
         adapters: &AdapterCards<'a>,
     ) {
-        let of = |registered: &&'a Registered| {
-            let card = WorkerCard {
-                epoch: registered.incarnation.epoch.get(),
-                runtime_config: registered.card.runtime_config.clone(),
-                adapters: adapters.names_of(&registered.endpoint, registered.incarnation),
-            };
-            (registered.incarnation.worker_id.get(), card)
-        };
         let others = foreign.iter().filter(|registered| registered.endpoint == self.endpoint);
         let cards = WorkerCards {
-            own: own.iter().map(of).collect(),
+            own: own.iter().map(|registered| worker_card(registered, adapters)).collect(),
             others: others.map(|registered| registered.incarnation.worker_id.get()).collect(),
         };
         self.routed.set_workers(cards);
+    }
+
+    /// Says which workers have registered to compute prompts for its name. They are all at one endpoint: at that of those before
+    /// them, if one is left there, or else at the first one's. Returns the records of those that are not used.
+    pub(crate) fn set_prefill_workers<'a>(
+        &self,
+        registered: Vec<(&'a RecordKey, &'a Registered)>,
+        adapters: &AdapterCards<'a>,
+    ) -> Vec<&'a RecordKey> {
+        let pool = &self.model.prefill;
+        let fits = |it: &Registered| {
+            it.checksum == self.checksum && it.endpoint.namespace == self.endpoint.namespace
+        };
+        let (fitting, mut unused): (Vec<_>, Vec<_>) = registered.into_iter().partition(|(_, it)| fits(it));
+        let known = pool.endpoint().filter(|known| fitting.iter().any(|(_, it)| it.endpoint == *known));
+        let Some(endpoint) = known.or_else(|| Some(fitting.first()?.1.endpoint.clone())) else {
+            pool.clear_workers();
+            return unused.into_iter().map(|(key, _)| key).collect();
+        };
+        let (own, elsewhere): (Vec<_>, Vec<_>) =
+            fitting.into_iter().partition(|(_, it)| it.endpoint == endpoint);
+        let own = own.into_iter().map(|(_, it)| worker_card(it, adapters)).collect();
+        pool.set_workers(endpoint, WorkerCards { own, ..WorkerCards::default() });
+        unused.extend(elsewhere);
+        unused.into_iter().map(|(key, _)| key).collect()
+    }
+
+    /// Its routers, with what their workers do: of those who answer, and of those who compute prompts for them, if there are
+    /// or were any.
+    pub(crate) fn routers(&self) -> Vec<(Arc<Router>, WorkerType)> {
+        let prefill = self.model.prefill.routed();
+        let prefill = prefill.map(|routed| (routed.router.clone(), WorkerType::Prefill));
+        [(self.model.router.clone(), WorkerType::Decode)].into_iter().chain(prefill).collect()
     }
 
     /// Ends its tasks. Requests that run go on to their end.
     pub(crate) fn close(&self) {
         self.routed.close();
     }
+}
+
+fn worker_card(registered: &Registered, adapters: &AdapterCards<'_>) -> (u64, WorkerCard) {
+    let card = WorkerCard {
+        epoch: registered.incarnation.epoch.get(),
+        runtime_config: registered.card.runtime_config.clone(),
+        adapters: adapters.names_of(&registered.endpoint, registered.incarnation),
+    };
+    (registered.incarnation.worker_id.get(), card)
 }
 
 fn info_of(card: &ModelCard) -> ModelInfo {

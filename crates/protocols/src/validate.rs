@@ -208,8 +208,6 @@ fn nvext(nvext: &NvExt) -> Checked {
         (raw, "nvext.use_raw_prompt"),
         (nvext.max_thinking_tokens.is_some(), "nvext.max_thinking_tokens"),
         (nvext.metadata_upload.is_some(), "nvext.metadata_upload"),
-        (nvext.prefill_worker_id.is_some(), "nvext.prefill_worker_id"),
-        (nvext.prefill_dp_rank.is_some(), "nvext.prefill_dp_rank"),
         (unserved_annotation, "nvext.annotations"),
     ] {
         if asked {

@@ -55,11 +55,6 @@ impl Wishes {
         Ok(Self { session: session(&hints)?, hints, preferred_taints, overrides })
     }
 
-    /// Whether only one worker may serve it.
-    pub(super) fn is_pinned(&self) -> bool {
-        self.hints.worker_id.is_some()
-    }
-
     /// What the router is asked for a prompt.
     pub(super) fn route_request<'a>(
         &'a self,
@@ -142,7 +137,6 @@ mod tests {
         let wishes = Wishes::of(&asked).unwrap();
         let deadline = Some(Instant::now());
         let wanted = wishes.route_request(&asked.token_ids, &[9], deadline);
-        assert!(wishes.is_pinned());
         assert_eq!((wanted.pinned_worker, wanted.pinned_rank), (Some(7), Some(1)));
         assert_eq!((wanted.allowed, wanted.excluded), (Some(&[7, 8][..]), &[9][..]));
         assert_eq!((wanted.priority_jump, wanted.strict_priority), (2.5, 3));

@@ -18,6 +18,7 @@ fn decoded() -> DecodedOutput {
         usage: CompletionUsage::default(),
         closed: None,
         engine_ended: false,
+        is_prefilled: false,
     }
 }
 

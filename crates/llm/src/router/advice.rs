@@ -1,5 +1,7 @@
 //! What the router would do, without doing it.
 
+use std::time::Instant;
+
 use dynamo_kv_router::{PotentialLoad, WorkerRank};
 
 use super::{RouteRequest, Router};
@@ -17,6 +19,15 @@ impl Router {
         let result = self.choose(request, &scratch);
         self.keep(scratch);
         result.map(|selection| (selection.worker, selection.overlap_blocks))
+    }
+
+    /// Whether whoever may serve a request has more prompt tokens outstanding than so many of its largest steps, or is over
+    /// a busy threshold.
+    pub(crate) fn is_beyond(&self, request: &RouteRequest<'_>, steps: f64) -> bool {
+        let class = self.class_of(request).unwrap_or_default();
+        let mut scheduler = self.scheduler.lock();
+        let select = self.select_request(request, class, &mut scheduler, Instant::now());
+        scheduler.all_beyond(&select, steps) || scheduler.eligible(&select).next().is_none()
     }
 
     /// What would be on each rank if a request went there.

@@ -6,10 +6,51 @@ use dynamo_kv_router::{ClassId, QueueConfig, QueueRejected, ReplicaOutcome};
 use dynamo_runtime::metrics::{BoundHits, Metrics, MetricsError};
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec};
 
-/// The only role there is so far: prefill and decode in one.
-pub(crate) const WORKER_TYPE: &str = "decode";
+/// What a router's workers do, as the metrics label it (`worker_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WorkerType {
+    /// They answer, and compute prompts where nobody else does.
+    Decode,
+    /// They compute prompts that others answer.
+    Prefill,
+}
 
+impl WorkerType {
+    pub(crate) const ALL: [Self; 2] = [Self::Decode, Self::Prefill];
+
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Decode => "decode",
+            Self::Prefill => "prefill",
+        }
+    }
+}
+
+const ROUTER_LABELS: [&str; 2] = ["model", "worker_type"];
 const QUEUE_LABELS: [&str; 3] = ["model", "worker_type", "policy_class"];
+
+/// Who computed a prompt of a model that has prefill workers, as the counter labels it (`by`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PrefilledBy {
+    /// A prefill worker.
+    Prefill,
+    /// The worker that answers: it was not worth the way.
+    Decode,
+    /// The worker that answers, for no prefill worker did.
+    Fallback,
+}
+
+impl PrefilledBy {
+    const ALL: [Self; 3] = [Self::Prefill, Self::Decode, Self::Fallback];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+            Self::Fallback => "fallback",
+        }
+    }
+}
 
 /// Families of all models' routers.
 #[derive(Clone)]
@@ -28,6 +69,7 @@ pub(crate) struct RouterMetrics {
     backpressure: IntCounterVec,
     unknown_classes: IntCounterVec,
     balanced: IntCounterVec,
+    prefills: IntCounterVec,
     replica_events: IntCounterVec,
     remote_queries: IntCounterVec,
     served_queries: IntCounterVec,
@@ -52,7 +94,7 @@ impl RouterMetrics {
         let tokens = prometheus::exponential_buckets(1.0, 4.0, 12).unwrap_or_default();
         let shares: Vec<f64> = (0..=20).map(|twentieths| f64::from(twentieths) / 20.0).collect();
         let of_model = |name: &str, help: &str, buckets: &[f64]| {
-            metrics.histogram_vec(&format!("dynamo_component_router_{name}"), help, buckets, &["model"])
+            metrics.histogram_vec(&format!("dynamo_component_router_{name}"), help, buckets, &ROUTER_LABELS)
         };
         let bounds = BoundHits::new(metrics)?;
         Ok(Self {
@@ -68,12 +110,12 @@ impl RouterMetrics {
             requests_started: metrics.counter_vec(
                 "dynamo_component_router_requests_started_total",
                 "Requests that got a worker",
-                &["model"],
+                &ROUTER_LABELS,
             )?,
             requests: metrics.counter_vec(
                 "dynamo_component_router_requests_total",
                 "Requests that had a worker and are over",
-                &["model"],
+                &ROUTER_LABELS,
             )?,
             seconds: [
                 of_model("time_to_first_token_seconds", "From the choice to the first token", &seconds)?,
@@ -110,12 +152,18 @@ impl RouterMetrics {
             unknown_classes: metrics.counter_vec(
                 "dynamo_kvrouter_unknown_policy_class_total",
                 "Tries to route a request that names a policy class that there is not; it is of the default class then",
-                &["model"],
+                &ROUTER_LABELS,
             )?,
             balanced: metrics.counter_vec(
                 "dynamo_kvrouter_balanced_choices_total",
                 "Requests that did not go to the cheapest worker, which was too far ahead of the others in load",
-                &["model"],
+                &ROUTER_LABELS,
+            )?,
+            prefills: metrics.counter_vec(
+                "dynamo_kvrouter_prefills_total",
+                "Prompts of models that have prefill workers, by who computed them: prefill, decode (not worth the way), \
+                 fallback (decode, for prefill workers did not)",
+                &["model", "by"],
             )?,
             replica_events: metrics.counter_vec(
                 "dynamo_kvrouter_replica_events_total",
@@ -149,32 +197,44 @@ impl RouterMetrics {
 
     /// Removes the series of a model that is gone.
     pub(crate) fn forget(&self, model: &str) {
-        for family in [&self.requests_started, &self.requests, &self.balanced, &self.unknown_classes] {
-            let _ = family.remove_label_values(&[model]);
+        for by in PrefilledBy::ALL {
+            let _ = self.prefills.remove_label_values(&[model, by.label()]);
         }
-        for family in self.seconds.iter().chain(&self.tokens).chain([&self.hit_rate]) {
-            let _ = family.remove_label_values(&[model]);
-        }
-        for class in self.classes.iter() {
-            for family in [&self.admission_received, &self.admission_rejected] {
-                let _ = family.remove_label_values(&[model, WORKER_TYPE, class]);
+        for worker_type in WorkerType::ALL.map(WorkerType::label) {
+            let labels = [model, worker_type];
+            for family in [&self.requests_started, &self.requests, &self.balanced, &self.unknown_classes] {
+                let _ = family.remove_label_values(&labels);
             }
-            for reason in QueueRejected::REASONS {
-                let _ = self.backpressure.remove_label_values(&[model, WORKER_TYPE, class, reason]);
+            for family in self.seconds.iter().chain(&self.tokens).chain([&self.hit_rate]) {
+                let _ = family.remove_label_values(&labels);
+            }
+            for class in self.classes.iter() {
+                for family in [&self.admission_received, &self.admission_rejected] {
+                    let _ = family.remove_label_values(&[model, worker_type, class]);
+                }
+                for reason in QueueRejected::REASONS {
+                    let _ = self.backpressure.remove_label_values(&[model, worker_type, class, reason]);
+                }
             }
         }
     }
 
-    /// Those of one model.
-    pub(crate) fn of_model(&self, model: &str) -> RouterMeters {
+    /// A prompt of a model that has prefill workers was computed.
+    pub(crate) fn prefilled(&self, model: &str, by: PrefilledBy) {
+        self.prefills.with_label_values(&[model, by.label()]).inc();
+    }
+
+    /// Those of one model's router.
+    pub(crate) fn of_router(&self, model: &str, worker_type: WorkerType) -> RouterMeters {
+        let labels = [model, worker_type.label()];
         let of_router = |family: &HistogramVec| family.with_label_values(&[&self.router_id]);
         let [block_hashing, seq_hashing, find_matches, scheduling, total] =
             self.overhead.each_ref().map(of_router);
-        let timed = |family: &HistogramVec| family.with_label_values(&[model]);
+        let timed = |family: &HistogramVec| family.with_label_values(&labels);
         let [time_to_first_token, inter_token_latency] = self.seconds.each_ref().map(timed);
         let [input_tokens, output_tokens] = self.tokens.each_ref().map(timed);
         let of_class = |class: &str| {
-            let labels = [model, WORKER_TYPE, class];
+            let labels = [model, worker_type.label(), class];
             ClassMeters {
                 name: class.into(),
                 received: self.admission_received.with_label_values(&labels),
@@ -187,8 +247,8 @@ impl RouterMetrics {
             find_matches,
             scheduling,
             total,
-            requests_started: self.requests_started.with_label_values(&[model]),
-            requests: self.requests.with_label_values(&[model]),
+            requests_started: self.requests_started.with_label_values(&labels),
+            requests: self.requests.with_label_values(&labels),
             time_to_first_token,
             inter_token_latency,
             input_tokens,
@@ -196,12 +256,13 @@ impl RouterMetrics {
             hit_rate: timed(&self.hit_rate),
             classes: self.classes.iter().map(|class| of_class(class)).collect(),
             backpressure: self.backpressure.clone(),
-            unknown_classes: self.unknown_classes.with_label_values(&[model]),
-            balanced: self.balanced.with_label_values(&[model]),
+            unknown_classes: self.unknown_classes.with_label_values(&labels),
+            balanced: self.balanced.with_label_values(&labels),
             replica_events: self.replica_events.clone(),
             queue_full: self.queue_full.clone(),
             outbox_full: self.outbox_full.clone(),
             model: model.into(),
+            worker_type,
         }
     }
 }
@@ -229,6 +290,7 @@ pub(crate) struct RouterMeters {
     pub(super) queue_full: IntCounter,
     pub(super) outbox_full: IntCounter,
     pub(super) model: Box<str>,
+    worker_type: WorkerType,
 }
 
 /// What is counted of one policy class.
@@ -250,7 +312,8 @@ impl RouterMeters {
     pub(super) fn rejected(&self, class: ClassId, reason: &str) {
         if let Some(class) = self.classes.get(class.index()) {
             class.rejected.inc();
-            self.backpressure.with_label_values(&[&self.model, WORKER_TYPE, &class.name, reason]).inc();
+            let labels = [&self.model, self.worker_type.label(), &class.name, reason];
+            self.backpressure.with_label_values(&labels).inc();
         }
     }
 

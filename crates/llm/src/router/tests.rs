@@ -9,7 +9,7 @@ use super::*;
 /// A router that counts for itself.
 pub(crate) fn router_for_tests(config: RouterConfig, block_size: BlockSize) -> Arc<Router> {
     let metrics = RouterMetrics::register(&Metrics::new(), 1, &config.kv.queue).unwrap();
-    let meters = metrics.of_model("m");
+    let meters = metrics.of_router("m", WorkerType::Decode);
     let source = source(&config);
     Arc::new(Router::new(config, block_size, 1, source, meters).unwrap())
 }

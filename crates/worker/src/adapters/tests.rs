@@ -170,6 +170,7 @@ async fn a_frontend_has_an_adapter_as_a_model_while_a_worker_has_it() {
     let catalog = Catalog::start(
         &frontend,
         CatalogConfig {
+            disagg: dynamo_llm::DisaggConfig::default(),
             router: RouterConfig::of(RouterMode::RoundRobin),
             namespace: None,
             file_cache: cache.path().to_owned(),

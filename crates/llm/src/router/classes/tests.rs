@@ -22,7 +22,8 @@ fn router(classes: &str) -> (Metrics, RouterMetrics, Arc<Router>) {
         ..RouterConfig::of(RouterMode::Kv)
     };
     let (four, source) = (BlockSize::new(4).unwrap(), source(&config));
-    let router = Arc::new(Router::new(config, four, 1, source, families.of_model("m")).unwrap());
+    let router =
+        Arc::new(Router::new(config, four, 1, source, families.of_router("m", WorkerType::Decode)).unwrap());
     assert!(router.set_worker(&WORKER));
     (metrics, families, router)
 }

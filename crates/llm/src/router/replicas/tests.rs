@@ -28,8 +28,9 @@ impl Replica {
 
     async fn start_with(config: RouterConfig, id: u64, hub: &EventHub, root: &TaskScope) -> Self {
         let metrics = Metrics::new();
-        let meters =
-            RouterMetrics::register(&metrics, id, &dynamo_kv_router::QueueConfig::OFF).unwrap().of_model("m");
+        let meters = RouterMetrics::register(&metrics, id, &dynamo_kv_router::QueueConfig::OFF)
+            .unwrap()
+            .of_router("m", crate::router::WorkerType::Decode);
         let config = RouterConfig { replica_sync: true, ..config };
         let (four, source) = (BlockSize::new(4).unwrap(), source(&config));
         let router = Arc::new(Router::new(config, four, id, source, meters).unwrap());
