@@ -85,7 +85,7 @@ impl ServiceArgs {
         http.trust_routing_headers =
             layers.switch(&TRUST, self.trust_routing_headers.then_some(true), false)?;
         let router = self.router.resolve(layers, default_mode)?;
-        let disagg = self.disagg.resolve(layers, router.kv.queue.threshold)?;
+        let disagg = self.disagg.resolve(layers, &router)?;
         let cache = layers.path(&FILE_CACHE, self.model_cache.clone())?;
         let user_cache = || {
             let home = env.get("XDG_CACHE_HOME").map(PathBuf::from);
