@@ -13,17 +13,23 @@ impl Metrics {
         Self(text.lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect())
     }
 
-    /// The sum over all series of a family whose labels hold every one of `labels` (`name="value"`); zero where there
-    /// is none.
+    /// The values of a family's series whose labels hold every one of `labels` (`name="value"`).
+    fn of<'a>(&'a self, family: &'a str, labels: &'a [&'a str]) -> impl Iterator<Item = f64> + 'a {
+        let fits = move |series: &str| {
+            let (name, rest) = series.split_once('{').unwrap_or((series, ""));
+            name == family && labels.iter().all(|label| rest.contains(label))
+        };
+        self.0.iter().filter(move |(series, _)| fits(series)).map(|(_, value)| *value)
+    }
+
+    /// The sum over those series; zero where there is none.
     pub fn sum(&self, family: &str, labels: &[&str]) -> f64 {
-        self.0
-            .iter()
-            .filter(|(series, _)| {
-                let (name, rest) = series.split_once('{').unwrap_or((series, ""));
-                name == family && labels.iter().all(|label| rest.contains(label))
-            })
-            .map(|(_, value)| value)
-            .sum()
+        self.of(family, labels).sum()
+    }
+
+    /// How many of those series there are.
+    pub fn count(&self, family: &str, labels: &[&str]) -> usize {
+        self.of(family, labels).count()
     }
 
     /// Whether the family has a series.

@@ -110,7 +110,7 @@ impl SseBody {
                     self.frames.push_usage(&mut self.buffer, usage);
                 }
                 push_done(&mut self.buffer);
-                self.tracker.usage(usage, generation.worker());
+                self.tracker.usage(usage, generation);
                 self.tracker.end(Outcome::Success);
             }
         }

@@ -47,7 +47,7 @@ pub(crate) async fn answer(
     };
     let bytes =
         serde_json::to_vec(&body).expect("a Vec takes all bytes, and these types have only string keys");
-    tracker.usage(usage, generation.worker());
+    tracker.usage(usage, &*generation);
     tracker.end(Outcome::Success);
     let mut response = Response::new(Body::from(bytes));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -1,16 +1,17 @@
 //! All families, made once and registered, and the handles of one model in them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use dynamo_llm::{InstanceInfo, ModelInfo};
 use dynamo_runtime::{
     Metrics,
     metrics::{BoundHits, MetricsError},
 };
-use parking_lot::RwLock;
-use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-};
+use parking_lot::{Mutex, RwLock};
+use prometheus::{GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::{MetricsConfig, cards::CardGauges, tracker::RequestKind};
 
@@ -45,7 +46,8 @@ pub(crate) struct FrontendMetrics {
     cards: CardGauges,
     pub(crate) disconnected: IntGauge,
     models: RwLock<HashMap<String, Arc<ModelMetrics>>>,
-    workers: RwLock<HashMap<(u64, u32), Arc<WorkerMetrics>>>,
+    /// Those of whom there are series.
+    workers: Mutex<HashSet<WorkerSeries>>,
 }
 
 /// One model's handles.
@@ -72,11 +74,20 @@ pub(super) struct KindMetrics {
     pub(super) cancelled: IntCounter,
 }
 
-/// What one rank of a worker did last.
-pub(crate) struct WorkerMetrics {
-    pub(super) time_to_first_token: Gauge,
-    pub(super) input_tokens: IntGauge,
-    pub(super) inter_token_latency: Gauge,
+/// A rank of a worker, and what it did for a request (`worker_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct WorkerSeries {
+    pub(super) worker_id: u64,
+    pub(super) dp_rank: u32,
+    pub(super) worker_type: &'static str,
+}
+
+/// What a rank did last; absent: nothing of the kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct WorkerLast {
+    pub(super) time_to_first_token: Option<f64>,
+    pub(super) input_tokens: Option<u32>,
+    pub(super) inter_token_latency: Option<f64>,
 }
 
 impl ModelMetrics {
@@ -162,7 +173,7 @@ impl FrontendMetrics {
             disconnected: make
                 .gauge("disconnected_clients", "Clients that left before the end of their answer")?,
             models: RwLock::default(),
-            workers: RwLock::default(),
+            workers: Mutex::default(),
         })
     }
 
@@ -183,33 +194,36 @@ impl FrontendMetrics {
         model.kind(kind).failed.inc();
     }
 
-    /// The handles of a rank of a worker.
-    pub(crate) fn worker(&self, worker: (u64, u32)) -> Option<Arc<WorkerMetrics>> {
-        if let Some(found) = self.workers.read().get(&worker) {
-            return Some(found.clone());
+    /// Notes what a rank of a worker did last.
+    pub(super) fn note_worker(&self, worker: WorkerSeries, last: WorkerLast) {
+        let mut workers = self.workers.lock();
+        if !workers.contains(&worker) {
+            if workers.len() >= MAX_WORKERS {
+                return;
+            }
+            workers.insert(worker);
         }
-        let mut workers = self.workers.write();
-        if workers.len() >= MAX_WORKERS {
-            return None;
+        let (id, rank) = (worker.worker_id.to_string(), worker.dp_rank.to_string());
+        let labels = [id.as_str(), &rank, worker.worker_type];
+        if let Some(seconds) = last.time_to_first_token {
+            self.worker_time_to_first_token.with_label_values(&labels).set(seconds);
         }
-        let (id, rank) = (worker.0.to_string(), worker.1.to_string());
-        let labels = worker_labels(&id, &rank);
-        let made = Arc::new(WorkerMetrics {
-            time_to_first_token: self.worker_time_to_first_token.with_label_values(&labels),
-            input_tokens: self.worker_input_tokens.with_label_values(&labels),
-            inter_token_latency: self.worker_inter_token_latency.with_label_values(&labels),
-        });
-        Some(workers.entry(worker).or_insert(made).clone())
+        if let Some(tokens) = last.input_tokens {
+            self.worker_input_tokens.with_label_values(&labels).set(tokens.into());
+        }
+        if let Some(seconds) = last.inter_token_latency {
+            self.worker_inter_token_latency.with_label_values(&labels).set(seconds);
+        }
     }
 
     /// Brings what mirrors the cluster up to date: cards of models, and no series of workers that left.
     pub(crate) fn refresh(&self, models: &[ModelInfo], instances: &[InstanceInfo]) {
         self.cards.set(models);
-        self.workers.write().retain(|&(id, rank), _| {
-            let here = instances.iter().any(|instance| instance.instance_id == id);
+        self.workers.lock().retain(|worker| {
+            let here = instances.iter().any(|instance| instance.instance_id == worker.worker_id);
             if !here {
-                let (id, rank) = (id.to_string(), rank.to_string());
-                let labels = worker_labels(&id, &rank);
+                let (id, rank) = (worker.worker_id.to_string(), worker.dp_rank.to_string());
+                let labels = [id.as_str(), &rank, worker.worker_type];
                 // An error only says that the series is gone already.
                 let _ = self.worker_time_to_first_token.remove_label_values(&labels);
                 let _ = self.worker_input_tokens.remove_label_values(&labels);
@@ -246,11 +260,6 @@ impl FrontendMetrics {
             kinds: [kind(RequestKind::Stream), kind(RequestKind::Unary)],
         }
     }
-}
-
-/// A worker that computes prompts and answers alike.
-fn worker_labels<'a>(id: &'a str, rank: &'a str) -> [&'a str; 3] {
-    [id, rank, "decode"]
 }
 
 /// How often each of the service's limits was reached.

@@ -6,10 +6,11 @@ use std::{
 };
 
 use dynamo_engine_api::CompletionUsage;
+use dynamo_llm::Generation;
 use dynamo_protocols::Timing;
 use prometheus::local::LocalHistogram;
 
-use super::families::{FrontendMetrics, ModelMetrics};
+use super::families::{FrontendMetrics, ModelMetrics, WorkerLast, WorkerSeries};
 use crate::usage::hit_rate;
 
 /// How often the gaps between a request's tokens go into the shared histogram.
@@ -134,20 +135,31 @@ impl RequestTracker {
     }
 
     /// Notes the counts that the model gave, and who answered.
-    pub(crate) fn usage(&self, usage: CompletionUsage, worker: Option<(u64, u32)>) {
+    pub(crate) fn usage(&self, usage: CompletionUsage, generation: &dyn Generation) {
         self.model.input_tokens.observe(usage.prompt_tokens.into());
         self.model.output_tokens.observe(usage.completion_tokens.into());
         if let Some(details) = usage.prompt_tokens_details {
             self.model.cached_tokens.observe(details.cached_tokens.into());
         }
         let Some(first) = self.first_token else { return };
-        let Some(worker) = worker.and_then(|worker| self.shared.worker(worker)) else { return };
-        worker.time_to_first_token.set((first - self.received).as_secs_f64());
-        worker.input_tokens.set(usage.prompt_tokens.into());
-        if self.tokens > 1 {
-            let gap = (self.last_token - first).as_secs_f64() / f64::from(self.tokens - 1);
-            worker.inter_token_latency.set(gap);
-        }
+        let Some(decode) = generation.worker() else { return };
+        let prefill = generation.prefill_worker().filter(|prefill| *prefill != decode);
+        let series = |(worker_id, dp_rank), worker_type| WorkerSeries { worker_id, dp_rank, worker_type };
+        let prompt = WorkerLast {
+            time_to_first_token: Some((first - self.received).as_secs_f64()),
+            input_tokens: Some(usage.prompt_tokens),
+            inter_token_latency: None,
+        };
+        let gap = || (self.last_token - first).as_secs_f64() / f64::from(self.tokens - 1);
+        let inter_token_latency = (self.tokens > 1).then(gap);
+        let answer = match prefill {
+            Some(prefill) => {
+                self.shared.note_worker(series(prefill, "prefill"), prompt);
+                WorkerLast { inter_token_latency, ..WorkerLast::default() }
+            }
+            None => WorkerLast { inter_token_latency, ..prompt },
+        };
+        self.shared.note_worker(series(decode, "decode"), answer);
     }
 
     /// Ends the count.
