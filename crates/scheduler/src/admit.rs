@@ -28,9 +28,10 @@ impl<P: BlockPool, T> Scheduler<P, T> {
         let size = self.pool.block_size();
         let cached = found.ready * size.get();
         let left = request.len() - cached;
-        // An undivided prefill that is larger than any step (it was preempted and has grown) gets a step's prefill
-        // to itself.
+        // Of what waits for a load nothing is computed in this step. An undivided prefill that is larger than any step
+        // (it was preempted and has grown) gets a step's prefill to itself.
         let whole = self.config.chunked_prefill
+            || found.pending.is_some()
             || left <= *budget
             || (left > self.config.max_num_batched_tokens && !step.works.iter().any(|work| work.prefill));
         if !whole || !self.has_room(slot, alone) || !self.grow(slot, self.blocks_needed(slot)) {
@@ -68,9 +69,14 @@ impl<P: BlockPool, T> Scheduler<P, T> {
         let has_room = self.has_room(slot, alone);
         let request = self.slots[slot as usize].as_mut().expect("listed slots are filled");
         let usable = (request.len() - 1) / size;
-        let hashes = &request.sequence.sequence_hashes()[..usable];
-        self.pool
-            .match_prefix(PrefixQuery { hashes, may_load: request.may_load && has_room }, &mut request.tables)
+        let query = PrefixQuery {
+            request: request.id,
+            hashes: &request.sequence.sequence_hashes()[..usable],
+            local_hashes: &request.sequence.local_hashes()[..usable],
+            tokens: &request.sequence.tokens()[..usable * size],
+            may_load: request.may_load && has_room,
+        };
+        self.pool.match_prefix(query, &mut request.tables)
     }
 
     /// Blocks for all tokens of the request.

@@ -2,7 +2,7 @@
 
 use dynamo_tokens::{BlockSize, LocalBlockHash, SequenceHash, TokenId};
 
-use crate::BlockTable;
+use crate::{BlockTable, RequestId};
 
 /// A block's number within its group of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -15,9 +15,16 @@ pub struct LoadTicket(pub u64);
 /// What a request would like to find in the cache.
 #[derive(Clone, Copy, Debug)]
 pub struct PrefixQuery<'a> {
+    /// Whose, for pools that bring contents for one request alone.
+    pub request: RequestId,
     /// The sequence hashes of the leading blocks, as many as may be taken from the cache.
     pub hashes: &'a [SequenceHash],
-    /// Whether blocks may be promised whose contents are still on the way.
+    /// The hashes of the same blocks' own tokens.
+    pub local_hashes: &'a [LocalBlockHash],
+    /// The same blocks' tokens.
+    pub tokens: &'a [TokenId],
+    /// Whether blocks may be promised whose contents are still on the way. Then the request is admitted with what is
+    /// found, but for an undivided prefill of which nothing is on the way and that is too long for the step.
     pub may_load: bool,
 }
 

@@ -26,7 +26,7 @@ pub struct SchedulerStats {
     pub running: usize,
     /// Blocks that no request owns, but that a step in flight or a reader still touches; all groups.
     pub held_blocks: usize,
-    /// Tokens still to be prefilled, over all requests.
+    /// Tokens still to be prefilled, over all requests; what is on its way to a request is not.
     pub prefill_tokens: usize,
     /// Times that a request was preempted, since the start.
     pub preemptions: u64,
@@ -276,10 +276,15 @@ impl<P: BlockPool, T> Scheduler<P, T> {
         true
     }
 
-    /// Brings the sum of tokens to prefill up to date after a request's `computed` or `prefill_end` changed.
+    /// Brings the sum of tokens to prefill up to date after a request's `computed`, `prefill_end` or load changed.
     pub(crate) fn recount_prefill(&mut self, slot: u32) {
+        let size = self.pool.block_size().get();
         let request = self.slots[slot as usize].as_mut().expect("listed slots are filled");
-        let left = request.prefill_end.saturating_sub(request.computed);
+        let arriving = match request.state {
+            State::Loading(load) => load.pending * size,
+            State::Waiting | State::Running => 0,
+        };
+        let left = request.prefill_end.saturating_sub(request.computed + arriving);
         self.prefill_tokens = self.prefill_tokens - request.prefill_counted + left;
         request.prefill_counted = left;
     }

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use dynamo_scheduler::{BlockChange, BlockId, BlockPool, BlockTable, FullBlock, PrefixQuery};
-use dynamo_tokens::{BlockSize, LocalBlockHash, SequenceHash};
+use dynamo_scheduler::{
+    BlockChange, BlockId, BlockPool, BlockTable, FullBlock, PrefixMatch, PrefixQuery, RequestId,
+};
+use dynamo_tokens::{BlockSize, LocalBlockHash, SequenceHash, TokenId};
 
 use crate::{EvictionOrder, LeastRecentlyUsed, SimPool};
 
-fn contents(hash: u64) -> FullBlock {
+pub(super) fn contents(hash: u64) -> FullBlock {
     let parent = (!hash.is_multiple_of(10)).then(|| SequenceHash(hash - 1));
     FullBlock { sequence_hash: SequenceHash(hash), local_hash: LocalBlockHash(hash), parent, index: 0 }
 }
@@ -22,7 +24,7 @@ fn sequence<O: EvictionOrder>(pool: &mut SimPool<O>, first: u64) -> Vec<BlockId>
     blocks
 }
 
-fn removed<O: EvictionOrder>(pool: &mut SimPool<O>) -> Vec<u64> {
+pub(super) fn removed<O: EvictionOrder>(pool: &mut SimPool<O>) -> Vec<u64> {
     let mut changes = Vec::new();
     pool.take_changes(&mut changes);
     let hash = |change| match change {
@@ -32,15 +34,38 @@ fn removed<O: EvictionOrder>(pool: &mut SimPool<O>) -> Vec<u64> {
     changes.into_iter().filter_map(hash).collect()
 }
 
-fn found(pool: &mut SimPool, hashes: std::ops::Range<u64>) -> Vec<BlockId> {
-    let hashes: Vec<SequenceHash> = hashes.map(SequenceHash).collect();
+/// What a request is given of the blocks with these contents, whose tokens are their number.
+pub(super) fn ask(
+    pool: &mut SimPool,
+    request: u64,
+    hashes: std::ops::Range<u64>,
+    may_load: bool,
+) -> (PrefixMatch, Vec<BlockId>) {
+    let numbers: Vec<u64> = hashes.collect();
+    let hashes: Vec<SequenceHash> = numbers.iter().copied().map(SequenceHash).collect();
+    let local_hashes: Vec<LocalBlockHash> = numbers.iter().copied().map(LocalBlockHash).collect();
+    let tokens: Vec<TokenId> = numbers.iter().flat_map(|&number| [number as u32; 4]).collect();
     let mut table = [BlockTable::default()];
-    let found = pool.match_prefix(PrefixQuery { hashes: &hashes, may_load: true }, &mut table);
-    assert_eq!(found.ready, table[0].blocks().len());
-    table[0].blocks().to_vec()
+    let query = PrefixQuery {
+        request: RequestId(request),
+        hashes: &hashes,
+        local_hashes: &local_hashes,
+        tokens: &tokens,
+        may_load,
+    };
+    let found = pool.match_prefix(query, &mut table);
+    let pending = found.pending.map_or(0, |load| load.blocks);
+    assert_eq!(found.ready + pending, table[0].blocks().len());
+    (found, table[0].blocks().to_vec())
 }
 
-const SIZE: BlockSize = BlockSize::new(4).unwrap();
+fn found(pool: &mut SimPool, hashes: std::ops::Range<u64>) -> Vec<BlockId> {
+    let (found, blocks) = ask(pool, 0, hashes, true);
+    assert_eq!(found.pending, None, "nothing is promised");
+    blocks
+}
+
+pub(super) const SIZE: BlockSize = BlockSize::new(4).unwrap();
 
 #[test]
 fn least_recently_used_goes_first_and_of_a_sequence_the_deepest() {

@@ -7,7 +7,7 @@ use dynamo_tokens::{BlockSize, SequenceHash};
 
 use crate::{
     BlockChange, BlockId, BlockPool, BlockTable, FullBlock, LoadState, LoadTicket, PendingLoad, PrefixMatch,
-    PrefixQuery,
+    PrefixQuery, RequestId,
 };
 
 /// Small numbers from a seed.
@@ -62,6 +62,8 @@ pub(super) struct FakePool {
     pub(super) groups: Vec<Group>,
     /// Contents that a load can bring, with the hashes of every position.
     pub(super) remote: BTreeMap<SequenceHash, (FullBlock, Vec<u64>)>,
+    /// The only request that loads, if there is one.
+    pub(super) remote_for: Option<RequestId>,
     loads: BTreeMap<u64, Load>,
     tickets: u64,
     pub(super) tick: u64,
@@ -86,6 +88,7 @@ impl FakePool {
             size,
             groups: windows.iter().map(group).collect(),
             remote: BTreeMap::new(),
+            remote_for: None,
             loads: BTreeMap::new(),
             tickets: 0,
             tick: 0,
@@ -203,11 +206,17 @@ impl BlockPool for FakePool {
                 table.blocks_mut().push(BlockId(id));
             }
         }
+        assert_eq!(query.local_hashes.len(), query.hashes.len());
+        assert_eq!(query.tokens.len(), query.hashes.len() * self.size);
         let rest = &query.hashes[ready..];
+        for (hash, local_hash) in rest.iter().zip(&query.local_hashes[ready..]) {
+            assert!(self.remote.get(hash).is_none_or(|(block, _)| block.local_hash == *local_hash));
+        }
         let remote = rest.iter().take_while(|hash| self.remote.contains_key(hash)).count();
         let room = (0..self.groups.len()).map(|group| self.available(group)).min().unwrap();
         let count = remote.min(room);
-        if !query.may_load || count == 0 {
+        let others = self.remote_for.is_some_and(|only| only != query.request);
+        if !query.may_load || count == 0 || others {
             return PrefixMatch { ready, pending: None };
         }
         let mut blocks = Vec::new();

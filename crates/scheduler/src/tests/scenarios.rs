@@ -200,6 +200,7 @@ fn what_does_not_arrive_in_time_is_computed() {
     assert_eq!(scheduler.next_deadline(), Some(Duration::from_millis(10)));
     assert!(scheduler.plan(Duration::from_millis(9)).is_empty());
     assert_eq!(parts(&scheduler.plan(Duration::from_millis(10))), [(1, 0, 10, true)]);
+    assert_eq!(scheduler.stats().prefill_tokens, 10);
 }
 
 #[test]
@@ -209,10 +210,40 @@ fn what_arrives_counts_as_cached() {
     scheduler.pool_mut().remote = blocks_of(&prompt, scheduler.pool());
     scheduler.submit(request(1, 0..10, 1), 0).unwrap();
     assert!(scheduler.plan(NOW).is_empty());
+    assert_eq!(scheduler.stats().prefill_tokens, 2, "the rest is on its way");
     scheduler.pool_mut().tick += 100;
     let step = scheduler.plan(NOW);
     assert_eq!(parts(&step), [(1, 8, 2, true)]);
     assert_eq!(scheduler.usage(&step.works()[0]).unwrap().cached_tokens, 8);
+}
+
+#[test]
+fn a_load_may_be_for_one_request_alone() {
+    let mut scheduler = scheduler(config(), 20);
+    let prompt: Vec<TokenId> = (0..10).collect();
+    let blocks = blocks_of(&prompt, scheduler.pool());
+    let pool = scheduler.pool_mut();
+    (pool.remote, pool.remote_for, pool.lose) = (blocks, Some(RequestId(2)), 100);
+    scheduler.submit(request(1, 0..10, 1), 0).unwrap();
+    scheduler.submit(request(2, 0..10, 1), 0).unwrap();
+    assert_eq!(parts(&scheduler.plan(NOW)), [(1, 0, 10, true)]);
+    assert_eq!(scheduler.stats().loading, 1);
+}
+
+#[test]
+fn without_chunks_a_prompt_that_loads_waits_for_no_step_of_its_own() {
+    let mut scheduler = scheduler(SchedulerConfig { chunked_prefill: false, ..config() }, 100);
+    let prompt: Vec<TokenId> = (100..110).collect();
+    let blocks = blocks_of(&prompt, scheduler.pool());
+    let pool = scheduler.pool_mut();
+    (pool.remote, pool.remote_for) = (blocks, Some(RequestId(2)));
+    scheduler.submit(request(1, 0..10, 3), 0).unwrap();
+    scheduler.submit(request(2, 100..110, 2), 0).unwrap();
+    let step = scheduler.plan(NOW);
+    assert_eq!((parts(&step), scheduler.stats().loading), (vec![(1, 0, 10, true)], 1));
+    commit(&mut scheduler, &step);
+    scheduler.pool_mut().tick += 100;
+    assert_eq!(parts(&scheduler.plan(NOW)), [(1, 10, 1, true), (2, 8, 2, true)]);
 }
 
 #[test]
