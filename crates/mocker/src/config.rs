@@ -6,10 +6,11 @@ use dynamo_scheduler::{ConfigError, PreemptionMode, SchedulerConfig};
 use dynamo_tokens::BlockSize;
 use serde::{Deserialize, Serialize};
 
-use crate::Vocabulary;
+use crate::transfer::LONGEST_TRANSFER;
+use crate::{DisaggregationMode, TransferTime, Vocabulary};
 
-/// A simulated engine never loads, so no request waits for it; the scheduler wants a limit all the same.
-const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is on its way to a simulated engine arrives; the scheduler wants a limit all the same.
+const LOAD_TIMEOUT: Duration = LONGEST_TRANSFER.saturating_add(Duration::from_secs(3600));
 
 /// Whom to preempt when blocks run out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +62,16 @@ pub struct MockerConfig {
     pub vocabulary: Vocabulary,
     /// Whether a token that ends the request's text may be drawn if the vocabulary has it.
     pub draw_end_tokens: bool,
+    /// Which half of requests it is there for. Both.
+    pub disaggregation_mode: DisaggregationMode,
+    /// What a prefill engine calls itself in what it says to others. Set by whoever runs the engine.
+    #[serde(skip)]
+    pub engine_id: Option<String>,
+    /// GB (10⁹ bytes) per second at which blocks come from prefill engines; 0 means that they take no time. 64.0.
+    pub kv_transfer_bandwidth: f64,
+    /// Bytes of a token's KV in all layers; absent: whoever runs the engine reads it from the model's configuration. An
+    /// engine that is not told loads in no time.
+    pub kv_bytes_per_token: Option<u64>,
 }
 
 impl Default for MockerConfig {
@@ -83,6 +94,10 @@ impl Default for MockerConfig {
             seed: 0,
             vocabulary: Vocabulary::default(),
             draw_end_tokens: false,
+            disaggregation_mode: DisaggregationMode::Agg,
+            engine_id: None,
+            kv_transfer_bandwidth: 64.0,
+            kv_bytes_per_token: None,
         }
     }
 }
@@ -119,9 +134,11 @@ impl MockerConfig {
                 return Err(MockConfigError::Zero(name));
             }
         }
-        for (name, value) in
-            [("speedup_ratio", self.speedup_ratio), ("startup_time", self.startup_time.unwrap_or(0.0))]
-        {
+        for (name, value) in [
+            ("speedup_ratio", self.speedup_ratio),
+            ("startup_time", self.startup_time.unwrap_or(0.0)),
+            ("kv_transfer_bandwidth", self.kv_transfer_bandwidth),
+        ] {
             if Duration::try_from_secs_f64(value).is_err() {
                 return Err(MockConfigError::Negative(name));
             }
@@ -142,6 +159,12 @@ impl MockerConfig {
 
     pub(crate) fn startup(&self) -> Duration {
         Duration::try_from_secs_f64(self.startup_time.unwrap_or(0.0)).unwrap_or_default()
+    }
+
+    /// How long blocks take from a prefill engine to here.
+    pub fn transfer_time(&self) -> TransferTime {
+        let bytes = self.kv_bytes_per_token.unwrap_or(0).saturating_mul(u64::from(self.block_size));
+        TransferTime::new(bytes, self.kv_transfer_bandwidth, self.speedup_ratio)
     }
 
     /// Tokens that a prompt may have: there must be room for one more.

@@ -40,7 +40,8 @@ impl MockEngine {
         let origin = Instant::now();
         let mut ranks = Vec::new();
         for dp_rank in 0..config.data_parallel_size {
-            let pool = SimPool::new(block_size, config.num_gpu_blocks, config.enable_prefix_caching);
+            let mut pool = SimPool::new(block_size, config.num_gpu_blocks, config.enable_prefix_caching);
+            pool.set_transfer_time(config.transfer_time());
             let scheduler = Scheduler::new(config.scheduler(), pool)?;
             let shared = Arc::new(Shared {
                 inbox: Inbox::new(config.max_waiting as usize),

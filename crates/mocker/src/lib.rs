@@ -8,13 +8,19 @@
 //! A simulated token is a function of the seed and of all tokens before it, so a request that is preempted, migrated
 //! or handed over goes on exactly as it would have.
 //!
+//! An engine may compute prompts for others to answer: the last output of a [prefill](DisaggregationMode) engine says how
+//! the prompt's blocks are had, and an engine that gets a request with that word loads them in the time of a
+//! [`TransferTime`] instead of computing them.
+//!
 //! Each data-parallel rank is one task, spawned by the caller; it ends when the engine is dropped.
 
 mod config;
+mod disaggregation;
 mod engine;
 mod eviction;
 mod inbox;
 mod kv_report;
+mod loads;
 mod rank;
 mod sim_pool;
 mod stats;
@@ -24,9 +30,11 @@ mod stream;
 mod tests;
 mod timetable;
 mod timing;
+mod transfer;
 mod vocabulary;
 
 pub use config::{MockConfigError, MockerConfig, PreemptionPolicy};
+pub use disaggregation::{DisaggregationMode, UnknownMode};
 pub use engine::{MockEngine, RankTask};
 pub use eviction::{EvictionOrder, LeastRecentlyUsed};
 pub use kv_report::events_of;
@@ -34,4 +42,5 @@ pub use sim_pool::SimPool;
 pub use stats::MockStats;
 pub use timetable::Timetable;
 pub use timing::TimingModel;
+pub use transfer::TransferTime;
 pub use vocabulary::{TokenState, Vocabulary};

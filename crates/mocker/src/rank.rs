@@ -9,6 +9,7 @@ use dynamo_tokens::{HashSeed, TokenId};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::disaggregation::promised_tokens;
 use crate::inbox::{Asked, Directory, Inbox};
 use crate::kv_report::events_of;
 use crate::stop::StopRules;
@@ -104,12 +105,13 @@ impl Rank {
         self.report();
         loop {
             self.take_asked()?;
-            let step = self.scheduler.plan(self.now());
+            let now = self.now();
+            self.scheduler.pool_mut().set_now(now);
+            let step = self.scheduler.plan(now);
             if step.is_empty() {
                 self.scheduler.recycle(step);
                 self.report();
-                self.shared.inbox.asked().await;
-                self.timetable.idle_until(self.now());
+                self.idle().await?;
                 continue;
             }
             let pool = self.scheduler.pool();
@@ -131,6 +133,21 @@ impl Rank {
     /// Since the engine was started. An engine without delays is always at the start, and saves asking the clock.
     fn now(&self) -> Duration {
         if self.timing.is_instant() { Duration::ZERO } else { self.origin.elapsed() }
+    }
+
+    /// There is nothing to compute: waits until something is asked, or blocks arrive.
+    async fn idle(&mut self) -> Result<(), Closed> {
+        let Some(due) = self.scheduler.pool().next_load_due() else {
+            self.shared.inbox.asked().await;
+            self.timetable.idle_until(self.now());
+            return Ok(());
+        };
+        // What is due by now arrives in the next plan, so this does not go round and round.
+        if self.now() < due {
+            self.wait_until(self.origin + due).await?;
+        }
+        self.timetable.idle_until(due.min(self.now()));
+        Ok(())
     }
 
     /// Waits until the step that was begun is due.
@@ -165,6 +182,7 @@ impl Rank {
         }
         for (key, reason) in asked.aborts.drain(..) {
             if self.scheduler.abort(RequestId(key.0)).is_some() {
+                self.scheduler.pool_mut().withdraw(RequestId(key.0));
                 tracing::debug!(key = key.0, ?reason, "request taken back");
                 self.directory.leave(key);
             }
@@ -186,6 +204,15 @@ impl Rank {
             TokenState::new(self.config.seed, request.sampling_options.seed).after_all(&request.token_ids);
         let stream = Stream { key, sink, state, stop: StopRules::new(&request), generated: 0 };
         let routing = &request.routing;
+        let promised = request.prefill_result.as_ref().map_or(0, |result| {
+            promised_tokens(result).unwrap_or_else(|| {
+                tracing::debug!(
+                    key = key.0,
+                    "the prefill worker said nothing of its blocks: they are computed"
+                );
+                0
+            })
+        });
         let new = NewRequest {
             id: RequestId(key.0),
             hash_seed: HashSeed::new(routing.lora_name.as_deref(), routing.cache_salt.as_deref()),
@@ -196,7 +223,11 @@ impl Rank {
         if let Err((error, mut stream)) = self.scheduler.submit(new, stream) {
             stream.sink.refuse(refused_by(&error));
             self.directory.leave(key);
+            return;
         }
+        let pool = self.scheduler.pool_mut();
+        let blocks = promised / pool.block_size().get();
+        pool.promise(RequestId(key.0), blocks);
     }
 
     /// Gives every request of the step its token, and sends them off.
@@ -217,7 +248,7 @@ impl Rank {
         scheduler
             .commit(step, results, Duration::ZERO, |progress| {
                 generated += progress.tokens.len() as u64;
-                Stream::send(progress, output)
+                Stream::send(progress, config, output)
             })
             .expect("each step is committed once, with a result per work");
         for work in step.works().iter().filter(|work| work.samples) {

@@ -1,12 +1,16 @@
 //! The simulator's blocks: numbers, and what they would contain.
 
+use std::time::Duration;
+
 use dynamo_scheduler::{
-    BlockChange, BlockId, BlockPool, BlockTable, FullBlock, LoadState, LoadTicket, PrefixMatch, PrefixQuery,
+    BlockChange, BlockId, BlockPool, BlockTable, FullBlock, LoadState, LoadTicket, PendingLoad, PrefixMatch,
+    PrefixQuery, RequestId,
 };
 use dynamo_tokens::{BlockSize, SequenceHash, TokenId};
 use rustc_hash::FxHashMap;
 
-use crate::{EvictionOrder, LeastRecentlyUsed};
+use crate::loads::{Load, Loads};
+use crate::{EvictionOrder, LeastRecentlyUsed, TransferTime};
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Block {
@@ -15,7 +19,7 @@ struct Block {
     contents: Option<SequenceHash>,
 }
 
-/// Blocks of one group, with or without prefix caching. It never loads.
+/// Blocks of one group, with or without prefix caching. It loads what was [promised](Self::promise) to a request.
 #[derive(Debug)]
 pub struct SimPool<O = LeastRecentlyUsed> {
     block_size: BlockSize,
@@ -29,6 +33,10 @@ pub struct SimPool<O = LeastRecentlyUsed> {
     changes: Vec<BlockChange>,
     /// Of the stored blocks in `changes`, if anybody wants them.
     tokens: Option<Vec<TokenId>>,
+    loads: Loads,
+    /// Loaded blocks in use whose contents another block had by then: that one is in use as long, so that what follows
+    /// them never outlives it.
+    twins: FxHashMap<BlockId, BlockId>,
 }
 
 impl SimPool {
@@ -50,7 +58,36 @@ impl<O: EvictionOrder> SimPool<O> {
             idle: order,
             changes: Vec::new(),
             tokens: None,
+            loads: Loads::default(),
+            twins: FxHashMap::default(),
         }
+    }
+
+    /// Loads take this long; without, no time.
+    pub fn set_transfer_time(&mut self, transfer: TransferTime) {
+        self.loads.set_transfer(transfer);
+    }
+
+    /// Says what time it is, since the caller's origin. What was promised is on its way from the time of admission on.
+    pub fn set_now(&mut self, now: Duration) {
+        self.loads.set_now(now);
+    }
+
+    /// When the next load arrives.
+    pub fn next_load_due(&self) -> Option<Duration> {
+        self.loads.next_due()
+    }
+
+    /// Another engine gives the first `blocks` blocks of a request away, which are loaded, as far as they are not cached,
+    /// when the request is admitted. What is still promised when the request ends is to be
+    /// [withdrawn](Self::withdraw).
+    pub fn promise(&mut self, request: RequestId, blocks: usize) {
+        self.loads.promise(request, blocks);
+    }
+
+    /// Takes a promise back, if there is one.
+    pub fn withdraw(&mut self, request: RequestId) {
+        self.loads.take_promise(request);
     }
 
     /// Blocks that are in a table, or held.
@@ -113,6 +150,62 @@ impl<O: EvictionOrder> SimPool<O> {
             self.idle.remove(id);
         }
     }
+
+    fn dereference(&mut self, id: BlockId) {
+        let block = &mut self.blocks[id.0 as usize];
+        block.references -= 1;
+        if block.references > 0 {
+            return;
+        }
+        if block.contents.is_some() {
+            self.idle.insert(id);
+            return;
+        }
+        self.free.push(id.0);
+        if !self.twins.is_empty()
+            && let Some(twin) = self.twins.remove(&id)
+        {
+            self.dereference(twin);
+        }
+    }
+
+    /// Begins to load what is promised to a request beyond its `ready` blocks.
+    fn load(&mut self, query: &PrefixQuery<'_>, ready: usize, table: &mut BlockTable) -> Option<PendingLoad> {
+        let end = self.loads.take_promise(query.request).min(query.hashes.len());
+        let count = end.checked_sub(ready).filter(|&count| count > 0)?;
+        let mut blocks = Vec::with_capacity(count);
+        if !self.allocate(0, count, &mut blocks) {
+            return None;
+        }
+        table.blocks_mut().extend_from_slice(&blocks);
+        let contents = |index: usize| FullBlock {
+            sequence_hash: query.hashes[index],
+            local_hash: query.local_hashes[index],
+            parent: index.checked_sub(1).map(|parent| query.hashes[parent]),
+            index,
+        };
+        let known = if self.prefix_caching { ready..end } else { 0..0 };
+        let size = self.block_size.get();
+        let tokens = match &self.tokens {
+            Some(_) => query.tokens[known.start * size..known.end * size].to_vec(),
+            None => Vec::new(),
+        };
+        let contents = known.map(contents).collect();
+        let ticket = self.loads.start(Load { blocks, contents, tokens });
+        Some(PendingLoad { ticket, blocks: count })
+    }
+
+    /// What a load brought can be found from now on.
+    fn arrive(&mut self, load: &Load) {
+        let size = self.block_size.get();
+        for (at, (&block, &contents)) in load.blocks.iter().zip(&load.contents).enumerate() {
+            let tokens = load.tokens.get(at * size..(at + 1) * size).unwrap_or_default();
+            let used = self.register_with_tokens(0, block, contents, tokens);
+            if used != block {
+                self.twins.insert(block, used);
+            }
+        }
+    }
 }
 
 impl<O: EvictionOrder> BlockPool for SimPool<O> {
@@ -136,14 +229,22 @@ impl<O: EvictionOrder> BlockPool for SimPool<O> {
             tables[0].blocks_mut().push(block);
             ready += 1;
         }
-        PrefixMatch { ready, pending: None }
+        let pending = if query.may_load { self.load(&query, ready, &mut tables[0]) } else { None };
+        PrefixMatch { ready, pending }
     }
 
-    fn poll_load(&mut self, _ticket: LoadTicket) -> LoadState {
-        LoadState::Done { arrived: 0 }
+    fn poll_load(&mut self, ticket: LoadTicket) -> LoadState {
+        if self.loads.is_under_way(ticket) {
+            return LoadState::Pending;
+        }
+        let Some(load) = self.loads.end(ticket) else { return LoadState::Done { arrived: 0 } };
+        self.arrive(&load);
+        LoadState::Done { arrived: load.blocks.len() }
     }
 
-    fn cancel_load(&mut self, _ticket: LoadTicket) -> usize {
+    /// A simulated transfer ends at once, and has brought nothing.
+    fn cancel_load(&mut self, ticket: LoadTicket) -> usize {
+        self.loads.end(ticket);
         0
     }
 
@@ -201,16 +302,7 @@ impl<O: EvictionOrder> BlockPool for SimPool<O> {
 
     fn release(&mut self, _group: usize, blocks: &[BlockId]) {
         for &id in blocks.iter().rev() {
-            let block = &mut self.blocks[id.0 as usize];
-            block.references -= 1;
-            if block.references > 0 {
-                continue;
-            }
-            if block.contents.is_some() {
-                self.idle.insert(id);
-            } else {
-                self.free.push(id.0);
-            }
+            self.dereference(id);
         }
     }
 

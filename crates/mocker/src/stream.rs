@@ -7,8 +7,9 @@ use dynamo_engine_api::{
 use dynamo_scheduler::{End, Progress, SubmitError, Usage, Verdict};
 use dynamo_tokens::TokenId;
 
+use crate::disaggregation::handed_over;
 use crate::stop::StopRules;
-use crate::{TokenState, Vocabulary};
+use crate::{DisaggregationMode, MockerConfig, TokenState, Vocabulary};
 
 /// What the simulator keeps with each request.
 pub(crate) struct Stream {
@@ -29,8 +30,12 @@ impl Stream {
     }
 
     /// Sends what came out of a step. `output` is scratch space. The first output has the counts, too: a stream that the
-    /// reader ends by itself never sees the last.
-    pub(crate) fn send(progress: Progress<'_, Self>, output: &mut EngineOutput) -> Verdict {
+    /// reader ends by itself never sees the last. The last one of a prefill engine says how to get the prompt's blocks.
+    pub(crate) fn send(
+        progress: Progress<'_, Self>,
+        config: &MockerConfig,
+        output: &mut EngineOutput,
+    ) -> Verdict {
         let stream = progress.payload;
         let first = stream.generated == 0;
         stream.state = stream.state.after_all(progress.tokens);
@@ -39,6 +44,10 @@ impl Stream {
         output.token_ids.extend_from_slice(progress.tokens);
         if let Some(end) = progress.end {
             (output.finish_reason, output.stop_reason) = stream.reason(end, progress.tokens);
+            let computed = matches!(end, End::Length | End::Stopped);
+            output.disaggregated_params = (computed
+                && config.disaggregation_mode == DisaggregationMode::Prefill)
+                .then(|| handed_over(config.engine_id.as_deref(), progress.usage.prompt_tokens));
         }
         if first || progress.end.is_some() {
             output.completion_usage = Some(usage(progress.usage));
@@ -47,6 +56,9 @@ impl Stream {
         output.finish_reason = None;
         output.stop_reason = None;
         output.completion_usage = None;
+        if progress.end.is_some() {
+            output.disaggregated_params = None;
+        }
         match state {
             SinkState::Open => Verdict::Continue,
             SinkState::Closed => Verdict::Refuse,

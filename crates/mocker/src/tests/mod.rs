@@ -2,7 +2,9 @@
 
 mod ending;
 mod engine;
+mod hand_over;
 mod harness;
+mod loads;
 mod parts;
 mod pool;
 mod sameness;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use dynamo_engine_api::{KvCacheEventData, PreprocessedRequest};
 use dynamo_tokens::TokenId;
 
+use super::hand_over::handed;
 use super::harness::{Harness, instant, prompt, request};
 use crate::{MockerConfig, PreemptionPolicy};
 
@@ -19,9 +20,14 @@ fn requests() -> Vec<PreprocessedRequest> {
         .collect()
 }
 
-async fn tokens_with(config: MockerConfig) -> (Vec<Vec<TokenId>>, u64) {
+/// The same, with their prompts computed elsewhere.
+fn handed_requests() -> Vec<PreprocessedRequest> {
+    requests().into_iter().map(|request| handed(request, usize::MAX)).collect()
+}
+
+async fn tokens_with(config: MockerConfig, requests: Vec<PreprocessedRequest>) -> (Vec<Vec<TokenId>>, u64) {
     let mut harness = Harness::new(config);
-    let readers = harness.serve(requests()).await;
+    let readers = harness.serve(requests).await;
     let stats = harness.empty().await;
     (readers.iter().map(|reader| reader.tokens()).collect(), stats.preemptions)
 }
@@ -29,7 +35,7 @@ async fn tokens_with(config: MockerConfig) -> (Vec<Vec<TokenId>>, u64) {
 #[tokio::test(start_paused = true)]
 async fn tokens_are_the_same_with_and_without_cache_chunks_and_preemption() {
     let plain = MockerConfig { enable_prefix_caching: false, block_size: 16, ..instant() };
-    let (expected, preemptions) = tokens_with(plain.clone()).await;
+    let (expected, preemptions) = tokens_with(plain.clone(), requests()).await;
     assert_eq!(preemptions, 0);
     for (i, tokens) in expected.iter().enumerate() {
         assert_eq!(tokens.len(), 30 + i);
@@ -43,9 +49,11 @@ async fn tokens_are_the_same_with_and_without_cache_chunks_and_preemption() {
     {
         for enable_prefix_caching in [false, true] {
             let config = MockerConfig { enable_prefix_caching, ..config.clone() };
-            let (tokens, preemptions) = tokens_with(config.clone()).await;
-            assert_eq!(tokens, expected, "{config:?}");
-            assert!(!preempts || preemptions > 0, "{config:?}");
+            for requests in [requests(), handed_requests()] {
+                let (tokens, preemptions) = tokens_with(config.clone(), requests).await;
+                assert_eq!(tokens, expected, "{config:?}");
+                assert!(!preempts || preemptions > 0, "{config:?}");
+            }
         }
     }
 }
@@ -76,13 +84,24 @@ async fn seeds_change_the_tokens() {
 
 #[tokio::test(start_paused = true)]
 async fn replayed_events_are_what_the_pool_has() {
-    let config = MockerConfig {
-        num_gpu_blocks: 40,
-        block_size: 16,
-        watermark: 0.0,
-        data_parallel_size: 2,
-        ..instant()
+    replay(instant(), requests).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn replayed_events_are_what_the_pool_has_of_what_was_handed_over_too() {
+    replay(instant(), handed_requests).await;
+    // A block takes 10 ms, so that several requests load the same ones at once.
+    let slow = MockerConfig {
+        kv_bytes_per_token: Some(1_000_000),
+        kv_transfer_bandwidth: 1.6,
+        ..MockerConfig::default()
     };
+    replay(slow, handed_requests).await;
+}
+
+async fn replay(config: MockerConfig, requests: fn() -> Vec<PreprocessedRequest>) {
+    let config =
+        MockerConfig { num_gpu_blocks: 40, block_size: 16, watermark: 0.0, data_parallel_size: 2, ..config };
     let mut harness = Harness::new(config);
     for round in 0..5 {
         let readers: Vec<_> = requests()
