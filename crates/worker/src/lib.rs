@@ -9,6 +9,7 @@ mod engine_listener;
 mod engine_source;
 mod engine_wire;
 mod handler;
+mod kv_bytes;
 mod kv_publisher;
 mod load;
 mod metrics;

@@ -11,7 +11,7 @@ use dynamo_llm::{
     CardError, CardOptions, KV_EVENTS_TOPIC, KV_QUERY_ENDPOINT, MODEL_FILES_ENDPOINT, ModelCard,
     RuntimeConfigCard,
 };
-use dynamo_mocker::{MockConfigError, MockEngine, MockerConfig};
+use dynamo_mocker::{DisaggregationMode, MockConfigError, MockEngine, MockerConfig};
 use dynamo_runtime::{
     Announcement, DistributedRuntime, EndpointId, EventScope, RequestPlaneSource, Runtime, RuntimeConfig,
     ServeError, ServedEndpoint, StartError, SystemState, TaskScope, events::EventPlaneError,
@@ -24,6 +24,7 @@ use crate::{
     LoadedAdapters, MAX_ADAPTERS, WirePorts, WorkerAdapters,
     adapters::{self, AdapterError, announce_model, check_others},
     handler::GenerateHandler,
+    kv_bytes::kv_bytes_per_token,
     kv_publisher::{KvPublisher, KvQueryHandler},
     load::LoadGauges,
     metrics::ComponentMetrics,
@@ -47,7 +48,7 @@ pub struct WorkerConfig {
     pub context_length: Option<u32>,
     /// How many.
     pub num_workers: u32,
-    /// What each simulates.
+    /// What each simulates. With the role of computing prompts alone, its card says so.
     pub engine: MockerConfig,
     /// For each worker the ports on which its engine publishes KV events as vLLM does; the worker then listens there,
     /// as to a real engine. Empty: engine and publisher share the process's memory.
@@ -140,7 +141,7 @@ impl Workers {
                 custom_template: config.custom_template.clone(),
                 migration_limit: 0,
                 context_length: config.context_length,
-                is_prefill: false,
+                is_prefill: engine.disaggregation_mode == DisaggregationMode::Prefill,
                 runtime_config: RuntimeConfigCard {
                     total_kv_blocks: Some(u64::from(engine.num_gpu_blocks)),
                     max_num_seqs: Some(u64::from(engine.max_num_seqs)),
@@ -154,14 +155,21 @@ impl Workers {
         )?;
         let cards = cards_of(&card, &config.loras)?;
         let checked = card.clone();
-        let vocabulary = runtime
+        let (vocabulary, kv_bytes) = runtime
             .scope()
-            .spawn_blocking("model-check", move || check_model(&checked).map(|it| ordinary_tokens(&it)))
+            .spawn_blocking("model-check", move || {
+                let vocabulary = ordinary_tokens(&check_model(&checked)?);
+                Ok((vocabulary, kv_bytes_per_token(&checked)))
+            })
             .await
             .map_err(WorkerError::Check)?
             .map_err(|error| WorkerError::Unservable { directory: config.model_path.clone(), error })?;
-        let engine =
-            MockerConfig { vocabulary, max_model_len: Some(card.context_length), ..config.engine.clone() };
+        let engine = MockerConfig {
+            vocabulary,
+            max_model_len: Some(card.context_length),
+            kv_bytes_per_token: config.engine.kv_bytes_per_token.or(kv_bytes),
+            ..config.engine.clone()
+        };
 
         let families = Families {
             component: ComponentMetrics::new(&runtime_config.metrics)?,
@@ -210,8 +218,14 @@ impl Workers {
     /// Adds the engine routes of all workers together to the system server that this process has, and that they need not
     /// know of. The routes keep no engine alive.
     pub fn register_routes(&self, system: &SystemState) {
-        let engines: Vec<Weak<MockEngine>> =
-            self.workers.iter().map(|worker| Arc::downgrade(&worker.engine)).collect();
+        self.register_routes_with(&[], system);
+    }
+
+    /// As [`register_routes`](Self::register_routes), for these workers and others of the process: a process has each
+    /// route once.
+    pub fn register_routes_with(&self, others: &[&Self], system: &SystemState) {
+        let workers = || others.iter().copied().chain([self]).flat_map(|group| &group.workers);
+        let engines: Vec<Weak<MockEngine>> = workers().map(|worker| Arc::downgrade(&worker.engine)).collect();
         system.routes().register("clear_kv_blocks", move |_| {
             let mut cleared = 0;
             for engine in engines.iter().filter_map(Weak::upgrade) {
@@ -221,7 +235,7 @@ impl Workers {
             async move { Ok(serde_json::json!({"status": "ok", "workers": cleared})) }
         });
         if self.lora_routes {
-            adapters::register_routes(system, self.workers.iter().map(|worker| &worker.adapters));
+            adapters::register_routes(system, workers().map(|worker| &worker.adapters));
         }
     }
 
@@ -263,6 +277,7 @@ impl Starting {
             }
             None => (observer.clone() as Arc<dyn EngineObserver>, Vec::new()),
         };
+        let config = MockerConfig { engine_id: Some(worker_id.to_string()), ..config };
         let spawner = scope.clone();
         let engine = Arc::new(MockEngine::start(config, of_engine, |task| {
             spawner.spawn("rank", task);
@@ -341,3 +356,6 @@ fn over_the_wire(
     let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
     Ok((Arc::new(wire), listeners))
 }
+
+#[cfg(test)]
+mod tests;
