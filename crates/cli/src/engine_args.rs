@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use dynamo_mocker::MockerConfig;
+use dynamo_mocker::{DisaggregationMode, MockerConfig};
 use dynamo_runtime::{
     EndpointId,
     config::{Key, Layers},
@@ -20,7 +20,7 @@ pub(crate) struct EngineArgs {
     /// Public name of the model [default: the directory's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) model_name: Option<String>,
-    /// Endpoint to serve, as in dyn://dynamo.backend.generate
+    /// Endpoint to serve, as in dyn://dynamo.backend.generate; prefill workers serve dyn://dynamo.prefill.generate
     #[arg(long, value_name = "ENDPOINT")]
     pub(crate) endpoint: Option<String>,
     /// Jinja template that goes before the model's own
@@ -90,6 +90,21 @@ pub(crate) struct EngineArgs {
     /// Ports from which on the engines give KV events out again, as above [default: any free ones]
     #[arg(long, value_name = "PORTS")]
     pub(crate) zmq_replay_ports: Option<String>,
+    /// What the workers are there for: agg (prompts and answers), prefill (prompts alone), decode (answers) [default: agg]
+    #[arg(long, value_name = "MODE")]
+    pub(crate) disaggregation_mode: Option<DisaggregationMode>,
+    /// The same as --disaggregation-mode prefill
+    #[arg(long)]
+    pub(crate) is_prefill_worker: bool,
+    /// The same as --disaggregation-mode decode
+    #[arg(long)]
+    pub(crate) is_decode_worker: bool,
+    /// GB per second at which KV blocks come from prefill workers; 0 is instant [default: 64]
+    #[arg(long, value_name = "GB/S")]
+    pub(crate) kv_transfer_bandwidth: Option<f64>,
+    /// Bytes of one token's KV in all layers [default: what the model's config.json says]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) kv_bytes_per_token: Option<u64>,
     /// JSON file of engine settings; they go before the flags
     #[arg(long, value_name = "FILE")]
     pub(crate) extra_engine_args: Option<PathBuf>,
@@ -122,10 +137,18 @@ const PREEMPTION: Key = Key::new("preemption-mode").expects("lifo or fifo");
 const SEED: Key = Key::new("seed").expects("a number");
 const EVENT_PORTS: Key = Key::new("zmq-kv-events-ports").expects("ports, separated by commas");
 const REPLAY_PORTS: Key = Key::new("zmq-replay-ports").expects("ports, separated by commas");
+const MODE: Key = Key::new("disaggregation-mode").expects("agg, prefill or decode");
+const IS_PREFILL: Key = Key::new("is-prefill-worker").expects("true or false");
+const IS_DECODE: Key = Key::new("is-decode-worker").expects("true or false");
+const BANDWIDTH: Key = Key::new("kv-transfer-bandwidth").expects("GB per second; 0 is instant");
+const KV_BYTES: Key = Key::new("kv-bytes-per-token").expects("a number of bytes");
 const EXTRA: Key = Key::new("extra-engine-args").expects("a JSON file");
 
+/// Where workers of prompts alone are found.
+pub(crate) const PREFILL_COMPONENT: &str = "prefill";
+
 /// Simulated workers in one process: each has an identity and blocks of its own, some kilobytes and a task.
-const MAX_WORKERS: u32 = 1024;
+pub(crate) const MAX_WORKERS: u32 = 1024;
 
 impl EngineArgs {
     /// Flags over environment over file over defaults; what `--extra-engine-args` names goes before all.
@@ -143,8 +166,6 @@ impl EngineArgs {
             "--model-path {}: there is no such directory; give a Hugging Face model directory (config.json, tokenizer.json)",
             model_path.display()
         );
-        let default_endpoint = format!("dyn://{}.backend.generate", namespace.unwrap_or("dynamo"));
-        let endpoint: String = layers.value(&ENDPOINT, self.endpoint.clone(), default_endpoint)?;
         let num_workers = layers.value(&NUM_WORKERS, self.num_workers, 1)?;
         anyhow::ensure!(
             (1..=MAX_WORKERS).contains(&num_workers),
@@ -180,12 +201,25 @@ impl EngineArgs {
                 .ok()
                 .with_context(|| format!("--preemption-mode {preemption}: give lifo or fifo"))?,
             seed: layers.value(&SEED, self.seed, defaults.seed)?,
+            disaggregation_mode: self.mode(layers)?,
+            kv_transfer_bandwidth: layers.value(
+                &BANDWIDTH,
+                self.kv_transfer_bandwidth,
+                defaults.kv_transfer_bandwidth,
+            )?,
+            kv_bytes_per_token: layers.optional(&KV_BYTES, self.kv_bytes_per_token)?,
             ..defaults
         };
         if let Some(path) = layers.path(&EXTRA, self.extra_engine_args.clone())? {
             engine = with_extra(engine, &path)?;
         }
         engine.validate().context("engine settings")?;
+        let component = match engine.disaggregation_mode {
+            DisaggregationMode::Prefill => PREFILL_COMPONENT,
+            DisaggregationMode::Agg | DisaggregationMode::Decode => "backend",
+        };
+        let default_endpoint = format!("dyn://{}.{component}.generate", namespace.unwrap_or("dynamo"));
+        let endpoint: String = layers.value(&ENDPOINT, self.endpoint.clone(), default_endpoint)?;
         let event_ports = ports(layers, &EVENT_PORTS, self.zmq_kv_events_ports.clone(), num_workers)?;
         let replay_ports = ports(layers, &REPLAY_PORTS, self.zmq_replay_ports.clone(), num_workers)?;
         anyhow::ensure!(
@@ -211,6 +245,27 @@ impl EngineArgs {
             engine,
             wire_ports: wire_ports.map(|(events, replay)| WirePorts { events, replay }).collect(),
         })
+    }
+
+    /// The role, by its name or by the older spelling.
+    fn mode(&self, layers: &mut Layers<'_>) -> anyhow::Result<DisaggregationMode> {
+        let named: Option<DisaggregationMode> = layers.optional(&MODE, self.disaggregation_mode)?;
+        let older = [
+            (&IS_PREFILL, self.is_prefill_worker, DisaggregationMode::Prefill),
+            (&IS_DECODE, self.is_decode_worker, DisaggregationMode::Decode),
+        ];
+        let mut said: Vec<(String, DisaggregationMode)> = Vec::new();
+        said.extend(named.map(|mode| (format!("--{} {mode}", MODE.name()), mode)));
+        for (key, flag, mode) in older {
+            if layers.switch(key, flag.then_some(true), false)? {
+                said.push((format!("--{}", key.name()), mode));
+            }
+        }
+        let Some((first, mode)) = said.first() else { return Ok(DisaggregationMode::Agg) };
+        if let Some((other, _)) = said.iter().find(|(_, other)| other != mode) {
+            anyhow::bail!("{first} and {other}: a worker has one role; give --{} alone", MODE.name());
+        }
+        Ok(*mode)
     }
 }
 
@@ -248,3 +303,6 @@ fn with_extra(engine: MockerConfig, path: &Path) -> anyhow::Result<MockerConfig>
     }
     serde_json::from_value(merged).with_context(named)
 }
+
+#[cfg(test)]
+mod tests;

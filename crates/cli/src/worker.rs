@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use dynamo_mocker::DisaggregationMode;
 use dynamo_runtime::config::Layers;
 use dynamo_worker::Workers;
 
@@ -30,7 +31,7 @@ pub fn run(args: WorkerArgs) -> ExitCode {
     common::run(&args.common, resolve, |runtime, engine, common, chosen| async move {
         let (number, endpoint) = (engine.num_workers, engine.endpoint.clone());
         let loras = engine.loras.join(", ");
-        let speedup = engine.engine.speedup_ratio;
+        let (speedup, mode) = (engine.engine.speedup_ratio, engine.engine.disaggregation_mode);
         let workers = Workers::start(&runtime, engine, common.runtime)
             .await
             .map_err(|error| StartError(anyhow::Error::new(error)))?;
@@ -43,6 +44,9 @@ pub fn run(args: WorkerArgs) -> ExitCode {
             .line("model", format_args!("{} ({} tokens of context)", card.display_name, card.context_length));
         if !loras.is_empty() {
             block = block.line("adapters", loras);
+        }
+        if mode != DisaggregationMode::Agg {
+            block = block.line("role", mode);
         }
         block
             .line("endpoint", endpoint.as_url())
