@@ -14,7 +14,7 @@ for line in sys.stdin:
 
 # About a third above what was counted when the limits were set.
 status=0
-for limit in run:store=420 run:query=12 run:remove=400 radix:store=600 radix:query=26 radix:remove=720; do
+for limit in run:store=420 run:query=12 run:remove=400 radix:store=430 radix:query=26 radix:remove=720; do
   index="${limit%%:*}" what="${limit#*:}"
   most="${what#*=}" what="${what%%=*}"
   log="$(mktemp)"

@@ -156,14 +156,6 @@ impl RadixTree {
         }
     }
 
-    fn create(&mut self, parent: NodeId, local: u64, ext: u64) -> Result<NodeId, ApplyError> {
-        let id = self.nodes.create(parent, local, ext).ok_or(ApplyError::Full)?;
-        if !Nodes::is_behind(parent, id) {
-            self.children.insert(child_hash(parent, local), id);
-        }
-        Ok(id)
-    }
-
     /// Gives back `id` and its ancestors as far as nobody holds them and nothing follows them.
     fn prune(&mut self, mut id: NodeId) {
         while id != ROOT && self.nodes.set(id) == EMPTY && self.nodes.children(id) == 0 {
@@ -265,6 +257,12 @@ impl RadixTree {
                 self.warm(blocks[number..].iter().take(AHEAD).map(|block| block.block_hash.0));
                 warmed = number + AHEAD;
             }
+            if known.is_none()
+                && let Some(id) = self.store_first(slot, at, block, add)?
+            {
+                (at, at_is_new) = (id, true);
+                continue;
+            }
             let old = match known {
                 // No other node has this name: it stands for this one, or for nothing.
                 Some(id) if self.is_only_node_of(id, ext) => {
@@ -275,7 +273,7 @@ impl RadixTree {
             at_is_new = known.is_none();
             let id = match known {
                 Some(id) => id,
-                None => self.create(at, local, ext)?,
+                None => create(&mut self.nodes, &mut self.children, at, local, ext)?,
             };
             if old != Some(id) {
                 match old {
@@ -286,6 +284,29 @@ impl RadixTree {
             at = id;
         }
         Ok(())
+    }
+
+    /// A new node behind `at` that `slot` holds, if its name stands for no node yet: as nearly every new one.
+    fn store_first(
+        &mut self,
+        slot: u32,
+        at: NodeId,
+        block: &StoredBlock,
+        add: &mut Change,
+    ) -> Result<Option<NodeId>, ApplyError> {
+        if !self.aliases.is_empty() {
+            return Ok(None);
+        }
+        let (ext, local) = (block.block_hash.0, block.tokens_hash.0);
+        let Self { nodes, children, names, .. } = self;
+        let Some(place) = names.place_if_absent(mix(ext), |id| nodes.ext(id) == ext) else { return Ok(None) };
+        let id = create(nodes, children, at, local, ext)?;
+        place.put(id);
+        let with = add.apply(&mut self.sets, EMPTY, slot, true);
+        self.nodes.put_set(id, with);
+        self.slots[slot as usize].blocks += 1;
+        self.held += 1;
+        Ok(Some(id))
     }
 
     fn is_only_node_of(&self, id: NodeId, ext: u64) -> bool {
@@ -437,6 +458,20 @@ impl PrefixIndex for RadixTree {
                 + self.slots.capacity() * size_of::<Held>(),
         }
     }
+}
+
+fn create(
+    nodes: &mut Nodes,
+    children: &mut NodeTable,
+    parent: NodeId,
+    local: u64,
+    ext: u64,
+) -> Result<NodeId, ApplyError> {
+    let id = nodes.create(parent, local, ext).ok_or(ApplyError::Full)?;
+    if !Nodes::is_behind(parent, id) {
+        children.insert(child_hash(parent, local), id);
+    }
+    Ok(id)
 }
 
 /// Keeps what is in `members` too; both ascend. Calls `gone` for the others.
