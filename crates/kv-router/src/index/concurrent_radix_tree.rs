@@ -262,7 +262,6 @@ impl Shared {
         }
         while let Some(block) = rest.first() {
             jolt();
-            writer.names.warm(rest.iter().take(AHEAD).map(|block| block.block_hash.0));
             writer.names.reserve(BLOCKS_PER_LOCK.min(rest.len()));
             rest = self.store_aside(writer, &mut at, block, rest)?;
         }
@@ -363,6 +362,9 @@ impl Shared {
             // The first block of an event may have taken a place of the reserve.
             if number + 1 >= BLOCKS_PER_LOCK {
                 return &rest[number..];
+            }
+            if number % AHEAD == 0 {
+                writer.names.warm(rest[number..].iter().take(AHEAD).map(|block| block.block_hash.0));
             }
             let (name, local) = (block.block_hash.0, block.tokens_hash.0);
             let old = writer.names.get(name);
