@@ -65,11 +65,12 @@ impl PrefillError {
         }
     }
 
-    /// Whether it is no use to try elsewhere: nobody waits any more, or the request itself is at fault.
+    /// Whether it is no use to try elsewhere: the time is over, or the request itself is at fault. (Whose client is gone
+    /// does not come here.)
     fn is_final(&self) -> bool {
         let Self::Generate(error) = self else { return false };
-        use GenerateError::{Cancelled, DeadlineExceeded, Invalid, PromptTooLong};
-        matches!(error, Cancelled | DeadlineExceeded | Invalid { .. } | PromptTooLong { .. })
+        use GenerateError::{DeadlineExceeded, Invalid, PromptTooLong};
+        matches!(error, DeadlineExceeded | Invalid { .. } | PromptTooLong { .. })
     }
 }
 
@@ -98,7 +99,7 @@ impl RoutedModel {
             }
             Err(error) if must || error.is_final() => Err(error.told()),
             Err(error) => {
-                tracing::warn!(request_id = %envelope.id, %error, "no prefill worker computed the prompt: the worker that answers does");
+                tracing::info!(request_id = %envelope.id, %error, "no prefill worker computed the prompt: the worker that answers does");
                 self.prefill.count(PrefilledBy::Fallback);
                 Ok(None)
             }

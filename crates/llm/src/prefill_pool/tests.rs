@@ -32,6 +32,7 @@ enum Prefill {
     Computes,
     ForgetsParams,
     Breaks,
+    TakesBack,
     Refuses,
     /// And never answers.
     Takes,
@@ -111,13 +112,8 @@ impl Deployment {
             match behaviour {
                 Prefill::Computes => push_all(responder, last(Some(4), Some(params(worker_id)))),
                 Prefill::ForgetsParams => push_all(responder, last(None, None)),
-                Prefill::Breaks => {
-                    let output = EngineOutput {
-                        finish_reason: Some(FinishReason::Error("no".into())),
-                        ..EngineOutput::default()
-                    };
-                    push_all(responder, output);
-                }
+                Prefill::Breaks => push_all(responder, broken(FinishReason::Error("no".into()))),
+                Prefill::TakesBack => push_all(responder, broken(FinishReason::Cancelled)),
                 Prefill::Refuses => responder.fail(StreamError::Overloaded("full".into())),
                 Prefill::Takes => return Some(responder),
             }
@@ -161,6 +157,10 @@ fn last(cached_tokens: Option<u32>, disaggregated_params: Option<Value>) -> Engi
         disaggregated_params,
         ..EngineOutput::default()
     }
+}
+
+fn broken(reason: FinishReason) -> EngineOutput {
+    EngineOutput { finish_reason: Some(reason), ..EngineOutput::default() }
 }
 
 fn push_all(mut responder: Responder, output: EngineOutput) {
@@ -260,7 +260,7 @@ async fn a_prefill_worker_computes_the_prompt_and_another_answers() {
 
 #[tokio::test]
 async fn where_no_prefill_worker_does_the_one_that_answers_computes_the_prompt() {
-    for behaviour in [Prefill::ForgetsParams, Prefill::Breaks, Prefill::Refuses] {
+    for behaviour in [Prefill::ForgetsParams, Prefill::Breaks, Prefill::TakesBack, Prefill::Refuses] {
         let deployment = Deployment::new();
         let (decode, prefill) = (deployment.decode(7).await, deployment.prefill(8, behaviour).await);
         let frontend = deployment.frontend(DisaggConfig::default()).await;
@@ -276,6 +276,7 @@ async fn where_no_prefill_worker_does_the_one_that_answers_computes_the_prompt()
         let error = strict.ask(prompt()).await.err().unwrap();
         let is_told = match behaviour {
             Prefill::Refuses => matches!(error, GenerateError::Overloaded),
+            Prefill::TakesBack => matches!(error, GenerateError::Cancelled),
             _ => matches!(error, GenerateError::Engine(_)),
         };
         assert!(is_told && decode.engine.asked().len() == 1, "{behaviour:?}: {error}");
