@@ -338,11 +338,9 @@ fn the_command_runs_each_router_at_each_load_and_draws_them() {
 
 /// Beside the live stack in the same setting, where `MOONCAKE_TRACE` names the conversation trace.
 #[test]
+#[ignore = "needs the conversation trace, which MOONCAKE_TRACE names"]
 fn cached_shares_are_near_those_of_the_live_stack() {
-    let Some(path) = std::env::var_os("MOONCAKE_TRACE") else {
-        eprintln!("skipped: set MOONCAKE_TRACE to the conversation trace");
-        return;
-    };
+    let path = std::env::var_os("MOONCAKE_TRACE").expect("MOONCAKE_TRACE names the conversation trace");
     let trace = dynamo_trace::read_trace(path.as_ref()).unwrap();
     for (mode, workers, blocks, live) in [
         (Mode::Kv, 8, 2048, 0.2198),

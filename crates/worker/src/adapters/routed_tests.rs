@@ -1,40 +1,27 @@
 //! Requests for an adapter from a router to a simulated engine, and the engine's blocks back to the router.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use dynamo_engine_api::{PreprocessedRequest, RoutingHints, StopConditions};
 use dynamo_llm::{EndpointRouter, EndpointRouterConfig, RouterConfig, RouterMode, UNKNOWN_ADAPTER};
-use dynamo_mocker::MockerConfig;
 use dynamo_runtime::{
     DistributedRuntime, EndpointId, Metrics, Runtime, RuntimeConfig, request_plane::StreamError,
 };
 
-use crate::{WirePorts, WorkerConfig, Workers};
+use crate::{WirePorts, Workers, test_member::tiny_worker};
 
 /// Long enough for a busy machine; no test waits it out.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PROMPT: u32 = 40;
 
 async fn workers(config: &RuntimeConfig, loras: &[&str], over_the_wire: bool) -> Workers {
-    let mut config = config.clone();
-    config.metrics = Metrics::new();
-    let runtime = Runtime::with_limits(tokio::runtime::Handle::current(), config.shutdown);
-    let worker = WorkerConfig {
-        model_path: Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/tiny-llama"),
-        model_name: Some("tiny".to_owned()),
-        endpoint: EndpointId::parse("ns.backend.generate"),
-        custom_template: None,
-        context_length: None,
-        num_workers: 1,
-        engine: MockerConfig { speedup_ratio: 0.0, block_size: 4, ..MockerConfig::default() },
-        wire_ports: if over_the_wire { vec![WirePorts::default()] } else { Vec::new() },
-        taints: Vec::new(),
-        loras: loras.iter().map(|&name| name.to_owned()).collect(),
-    };
-    Workers::start(&runtime, worker, config).await.unwrap()
+    tiny_worker(config, |worker| {
+        if over_the_wire {
+            worker.wire_ports = vec![WirePorts::default()];
+        }
+        worker.loras = loras.iter().map(|&name| name.to_owned()).collect();
+    })
+    .await
 }
 
 struct Router {

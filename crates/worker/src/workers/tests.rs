@@ -1,13 +1,11 @@
 //! Workers of both halves of a request, over discovery and the request plane.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use dynamo_engine_api::{
     EngineOutput, PrefillResult, PreprocessedRequest, StopConditions, decode_output, encode_request,
 };
-use dynamo_runtime::{
-    Metrics, Query, Record, Runtime, RuntimeConfig, WorkerId, request_plane::OutgoingRequest,
-};
+use dynamo_runtime::{Query, Record, RuntimeConfig, WorkerId, request_plane::OutgoingRequest};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -15,33 +13,18 @@ use tokio::{
 };
 
 use super::*;
-use crate::test_member::member;
+use crate::test_member::{member, tiny_worker};
 
 /// Long enough for a busy machine; no test waits it out.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn workers(config: &RuntimeConfig, mode: DisaggregationMode, component: &str) -> Workers {
-    let mut config = config.clone();
-    config.metrics = Metrics::new();
-    let runtime = Runtime::with_limits(tokio::runtime::Handle::current(), config.shutdown);
-    let worker = WorkerConfig {
-        model_path: Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/tiny-llama"),
-        model_name: Some("tiny".to_owned()),
-        endpoint: EndpointId::new("ns", component, "generate"),
-        custom_template: None,
-        context_length: None,
-        num_workers: 1,
-        engine: MockerConfig {
-            disaggregation_mode: mode,
-            speedup_ratio: 0.0,
-            block_size: 4,
-            ..MockerConfig::default()
-        },
-        wire_ports: Vec::new(),
-        taints: Vec::new(),
-        loras: vec!["sql".to_owned()],
-    };
-    Workers::start(&runtime, worker, config).await.unwrap()
+    tiny_worker(config, |worker| {
+        worker.endpoint.component = component.to_owned();
+        worker.engine.disaggregation_mode = mode;
+        worker.loras = vec!["sql".to_owned()];
+    })
+    .await
 }
 
 /// The last output that somebody at an endpoint gives, and who.
